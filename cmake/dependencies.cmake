@@ -1,0 +1,46 @@
+# The libraries that squint is built on, each as one imported target: dep::NAME.
+find_package(PkgConfig REQUIRED)
+find_package(Threads REQUIRED)
+find_package(OpenMP REQUIRED COMPONENTS C)
+find_package(ZLIB REQUIRED)
+
+function(squint_pkg name module)
+  pkg_check_modules(${name} REQUIRED IMPORTED_TARGET ${module})
+  add_library(dep::${name} ALIAS PkgConfig::${name})
+endfunction()
+
+squint_pkg(jansson jansson)
+squint_pkg(pcre2 libpcre2-8)
+squint_pkg(xxhash libxxhash)
+squint_pkg(zstd libzstd)
+squint_pkg(cyaml libcyaml)
+squint_pkg(yaml yaml-0.1)
+squint_pkg(cmocka cmocka)
+squint_pkg(hdf5 hdf5-openmpi)
+squint_pkg(mpi ompi-c)
+
+# OpenBLAS built on OpenMP shares our threads; its pthread build would run a second pool beside them.
+find_library(OPENBLAS_LIBRARY openblas PATHS /usr/lib/x86_64-linux-gnu/openblas-openmp NO_DEFAULT_PATH)
+find_library(OPENBLAS_LIBRARY openblas REQUIRED)
+find_path(OPENBLAS_INCLUDE cblas.h PATHS /usr/include/x86_64-linux-gnu/openblas-openmp
+          /usr/include/x86_64-linux-gnu/openblas-pthread PATH_SUFFIXES openblas REQUIRED)
+get_filename_component(OPENBLAS_FOLDER ${OPENBLAS_LIBRARY} DIRECTORY)
+add_library(openblas INTERFACE)
+target_include_directories(openblas SYSTEM INTERFACE ${OPENBLAS_INCLUDE})
+target_link_libraries(openblas INTERFACE ${OPENBLAS_LIBRARY})
+target_link_options(openblas INTERFACE -Wl,-rpath,${OPENBLAS_FOLDER})
+add_library(dep::openblas ALIAS openblas)
+
+# oneDNN is optional: bf16 GEMM on CPUs with AMX or AVX-512 bf16.
+find_library(DNNL_LIBRARY dnnl)
+find_path(DNNL_INCLUDE oneapi/dnnl/dnnl.h)
+if(DNNL_LIBRARY AND DNNL_INCLUDE)
+  add_library(onednn INTERFACE)
+  target_include_directories(onednn SYSTEM INTERFACE ${DNNL_INCLUDE})
+  target_link_libraries(onednn INTERFACE ${DNNL_LIBRARY})
+  target_compile_definitions(onednn INTERFACE SQUINT_WITH_ONEDNN=1)
+  add_library(dep::onednn ALIAS onednn)
+  message(STATUS "oneDNN found: bf16 GEMM is built")
+else()
+  message(STATUS "oneDNN absent: bf16 GEMM is left out, everything else works")
+endif()

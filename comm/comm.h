@@ -1,0 +1,61 @@
+/* Ranks talking to each other. The caller does not know over what: MPI for host memory, NCCL for device memory.
+ * Every collective must be called by every rank, in the same order. Each has a deadline: when another rank does not come,
+ * the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step). */
+#ifndef SQUINT_COMM_COMM_H
+#define SQUINT_COMM_COMM_H
+
+#include "base/error.h"
+#include "base/tensor.h"
+
+struct comm;
+
+enum comm_reduce { COMM_SUM, COMM_MAX, COMM_MIN };
+
+struct comm_options {
+    double deadline_s; /* of every collective; 0: the default, 600 s ($SQUINT_DEADLINE_S overrides it) */
+};
+
+/* Starts MPI, when no launcher is there with one rank, and makes *comm over all ranks. One call a process. */
+enum status comm_open(const struct comm_options *options, struct comm **comm);
+/* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in parallel
+ * and for tests. */
+enum status comm_open_single(struct comm **comm);
+/* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
+enum status comm_close(struct comm **comm);
+/* Ends this rank and all others promptly with `exit_code`, printing nothing. Does not return. */
+void comm_abort(struct comm *comm, int exit_code) __attribute__((noreturn));
+
+int comm_rank(const struct comm *comm);
+int comm_size(const struct comm *comm);
+int comm_node_rank(const struct comm *comm); /* rank among the ranks of this machine */
+int comm_node_size(const struct comm *comm);
+const char *comm_describe(const struct comm *comm); /* e.g. "Open MPI 4.1.4" */
+void comm_set_step(struct comm *comm, int64_t step); /* named in messages */
+
+/* Element-wise over the ranks, in place. data: contiguous, any length, F32, F64, I32, I64 (or U8 for broadcast and gather).
+ * The result has the same bits on every rank. */
+enum status comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce);
+/* input: size·n elements, output: n; rank r gets the reduced r-th part. No overlap. */
+enum status comm_reduce_scatter(struct comm *comm, struct tensor input, struct tensor output, enum comm_reduce reduce);
+/* input: n elements, output: size·n, in rank order. No overlap. */
+enum status comm_all_gather(struct comm *comm, struct tensor input, struct tensor output);
+enum status comm_broadcast(struct comm *comm, struct tensor data, int root);
+/* Sends to rank `to` and receives from rank `from` at once; either may be -1 for nobody. */
+enum status comm_send_receive(struct comm *comm, struct tensor send, int to, struct tensor receive, int from);
+/* *value = sum of the values of the ranks before this one. */
+enum status comm_exclusive_scan(struct comm *comm, int64_t *value);
+/* Ends when every rank is there, or at the deadline. */
+enum status comm_barrier(struct comm *comm);
+
+/* A reduction that runs while the caller works. Start in the same order on every rank, end each before its data is read. */
+struct comm_request {
+    void *handle[2];
+};
+enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce, struct comm_request *request);
+enum status comm_all_reduce_end(struct comm *comm, struct comm_request *request);
+
+/* Every rank passes its own status; every rank gets the worst of all. The message of the lowest rank that had the worst
+ * one is set on every rank that had none, behind "rank N: ". */
+enum status comm_agree(struct comm *comm, enum status status);
+
+#endif
