@@ -1,0 +1,217 @@
+/* The contract of every operation. Nothing above this file knows which device runs.
+ *
+ * Common rules, not repeated below:
+ * - A table is made by ops_open; its functions take the table itself first. Calls are asynchronous on the device's one
+ *   stream; ops->synchronise waits. Data that the host reads is copied with ops->download.
+ * - "real" is the table's activation type, ops->real: F32 on the CPU, F64 in the oracle table, BF16 or F32 on CUDA.
+ *   "f32 statistics" are F32 everywhere but F64 in the oracle table: ops->statistic.
+ * - Outputs are written (=) without being read, except gradients of parameters, which accumulate (+=) and say so.
+ * - Tensors are contiguous unless a comment allows a row stride ("strided rows": the last dimension is dense). Tensors do
+ *   not overlap unless a comment allows it. Optional arguments may be tensor_none().
+ * - Shapes are checked by every table: STATUS_SHAPE names operation, argument, expected and found. STATUS_FAILED: the
+ *   device failed.
+ * - Results do not depend on the number of threads, except where `deterministic` false allows it. */
+#ifndef SQUINT_KERNELS_OPS_H
+#define SQUINT_KERNELS_OPS_H
+
+#include "base/error.h"
+#include "base/tensor.h"
+
+struct device; /* a table's private state */
+
+enum activation { ACTIVATION_NONE = 0, ACTIVATION_GELU /* tanh form, Hendrycks and Gimpel 2016 */ };
+enum norm_kind { NORM_LAYER = 0 /* Ba et al. 2016 */, NORM_RMS /* Zhang and Sennrich 2019 */ };
+
+/* c [M,N] = act( alpha · op(a) [M,K] · op(b) [K,N] + bias ), or c += … when accumulate (then activation must be none).
+ * a, b, c: 2-D, strided rows allowed; real. op transposes when the flag is set: a is [K,M], b is [N,K].
+ * bias [N], optional. pre [M,N], optional: receives the value before the activation (what its backward pass needs).
+ * bf16: on the CPU, lets the device round a and b to bf16 and accumulate in fp32 where the hardware is faster at it.
+ * constant_b: the caller promises that b's contents never change; the device may keep a packed copy, found by address. */
+struct gemm {
+    struct tensor a, b, c, bias, pre;
+    bool transpose_a, transpose_b, accumulate, bf16, constant_b;
+    double alpha;
+    enum activation activation;
+};
+
+/* sum = x + delta (when delta is present, else sum is x itself and not written); y = norm(sum)·weight + bias, row by row.
+ * x, delta, sum, y: [N,C] real; sum may be x (in place). weight [C]; bias [C] or none. mean (layer only), rstd: [N] f32
+ * statistics, kept for the backward pass. */
+struct norm {
+    enum norm_kind kind;
+    double epsilon;
+    struct tensor x, delta, sum, weight, bias, y, mean, rstd;
+};
+
+/* dx += the gradient through norm (accumulates into the residual stream's gradient; `overwrite_dx`: dx = instead).
+ * dy, x (the forward pass's sum): [N,C]; weight [C]; mean, rstd from the forward pass. dweight, dbias [C]: += when present. */
+struct norm_backward {
+    enum norm_kind kind;
+    struct tensor dy, x, weight, mean, rstd, dx, dweight, dbias;
+    bool overwrite_dx;
+};
+
+/* x [N,C] = table[ids] (+ positions_table[positions]). ids, positions: [N] I32, within the tables' rows (checked on the host
+ * by the caller). table [V,C]; positions_table [P,C] or none. */
+struct embedding {
+    struct tensor ids, positions, table, position_table, x;
+};
+/* dtable[ids] += dx, dposition_table[positions] += dx; each optional. Rows are added in ascending n: deterministic. */
+struct embedding_backward {
+    struct tensor ids, positions, dx, dtable, dposition_table;
+};
+
+/* Rotary positions (Su et al. 2021) in the half-split form: for pair (x_d, x_{d+D/2}), angle p·theta^{-2d/D}.
+ * In place on x [B,T,heads,D], any strides with a dense last dimension. positions [B,T] I32. frequencies [D/2] f32
+ * statistics: radians a position of each pair. inverse: rotate by the negative angle (the backward pass). */
+struct rope {
+    struct tensor x, positions, frequencies;
+    bool inverse;
+};
+
+/* Which earlier tokens one candidate of a query at i may see, inside its document; `causal` adds j <= i.
+ * WINDOW a: the last a tokens, itself included. SINKS a: the first a of the document. OFFSET a: exactly a back.
+ * DILATED a, b: i − b·t for t = 0 … a−1. STRIDE a: every a-th token of the document, from its first.
+ * BLOCKS a: the token's own block of a, counted from the document's first. FULL: all. */
+enum candidate_kind { CANDIDATE_FULL = 0, CANDIDATE_WINDOW, CANDIDATE_SINKS, CANDIDATE_OFFSET, CANDIDATE_DILATED,
+                      CANDIDATE_STRIDE, CANDIDATE_BLOCKS };
+struct candidate {
+    enum candidate_kind kind;
+    int32_t a, b;
+};
+enum { CANDIDATES_MAX = 8 };
+
+/* Learned mixture of softmax attentions over candidate sets (ATTENTION.md, "masks"), one pass over the union of those whose
+ * coefficient is not zero for that head:
+ *   A_ij = Σ_m c_m · M_m(i,j) e^{s_ij} / Z_m(i),  o_i = Σ_j A_ij v_j,  s_ij = scale · q_i·k_j.
+ * With one candidate FULL and no coefficients it is plain (flash) attention, Dao et al. 2022: never T×T in memory.
+ * q [B,T,H,D], k, v [B,T,G,D], o [B,T,H,D]: real, any strides with a dense last dimension; H a multiple of G, query head h
+ * reads key head h/(H/G). start [B,T] I32: index in its sequence of the first token of each token's document (all 0: one
+ * document). causal false: M_m also holds the mirrored tokens (window a: |i−j| < a; offset: both sides; FULL: all of the
+ * document).
+ * coefficients [H,count] f32 statistics or none (then count must be 1 and c = 1); stride 0 in dimension 0 is allowed (one row
+ * for all heads). log_sums [B,H,count,T] f32 statistics: log Z_m(i), −inf where the candidate has no token for i or is dead;
+ * kept for the backward pass. A query whose live candidates all are empty gets o = 0. */
+struct attention {
+    struct tensor q, k, v, start, coefficients, o, log_sums;
+    struct candidate candidates[CANDIDATES_MAX];
+    int count;
+    bool causal;
+    double scale;
+};
+/* dq, dk, dv: written, same shapes and stride rules as q, k, v. dcoefficients [H,count] f32 statistics, += when present (stride
+ * 0 in dimension 0 allowed: the heads' sums are added): also for candidates whose coefficient is zero only when
+ * `dead_gradients` (else they get 0 and are not computed). o, log_sums: the forward pass's. */
+struct attention_backward {
+    struct attention forward;
+    struct tensor d_o, dq, dk, dv, dcoefficients;
+    bool dead_gradients;
+};
+/* One query a sequence against cached keys, by explicit lists of cache slots.
+ * q [B,H,D], o [B,H,D] (strided rows of heads allowed); k, v: [B,S,G,D] caches of S slots. slots [B,count,capacity] I32: the
+ * slots each candidate reads; slot_counts [B,count] I32. coefficients as above. */
+struct attention_decode {
+    struct tensor q, k, v, slots, slot_counts, coefficients, o;
+    int count;
+    double scale;
+};
+
+/* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
+ * student [N,V] logits; teacher [N,V] logits or none; targets [N] I32 or none, negative: the row counts in nothing (all its
+ * outputs are 0) — with a teacher and targets absent every row counts.
+ *   kl_n = Σ_v p log(p/q), p = softmax(teacher/temperature), q = softmax(student/temperature), times temperature²
+ *   ce_n = −log softmax(student)[target]
+ *   gradient [N,V] = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
+ * Every other output is optional, [N] f32 statistics: kl; reverse_kl (q log q/p, temperature 1); ce; teacher_ce; agree (1 where both argmax
+ * are equal, lowest index on ties); entropy (of softmax(student)). */
+struct loss_rows {
+    struct tensor student, teacher, targets, gradient;
+    struct tensor kl, reverse_kl, ce, teacher_ce, agree, entropy;
+    double temperature, kl_weight, ce_weight, scale;
+};
+
+/* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on n elements, then the proximal step of λ|x|:
+ *   g = grad_scale·grad; m = β1 m + (1−β1) g; v = β2 v + (1−β2) g²; m̂ = m/(1−β1^step); v̂ = v/(1−β2^step)
+ *   x = x − lr·(m̂/(√v̂+ε) + decay·x);  x = sign(x)·max(|x| − lr·l1, 0)
+ * value: F32 (F64 in the oracle table), m, v: same; grad: same. All [n]. step counts from 1. */
+struct adamw {
+    struct tensor value, grad, m, v;
+    double lr, beta1, beta2, epsilon, decay, l1, grad_scale;
+    int64_t step;
+};
+
+struct ops {
+    const char *name;   /* "cpu", "cpu-f64", "guard(cpu)", "cuda" */
+    enum dtype real;      /* dtype of activations */
+    enum dtype parameter; /* dtype of parameters, gradients and moments: F32, F64 in the oracle table */
+    enum dtype statistic; /* dtype of normaliser statistics and losses */
+    bool host_memory;     /* device memory can be read by the host as it is */
+    struct device *device;
+
+    /* ---- the device -------------------------------------------------------------------------------------------- */
+    void (*close)(const struct ops *ops);
+    const char *(*describe)(const struct ops *ops); /* e.g. "cpu: AVX-512, 2 threads, OpenBLAS 0.3.21" */
+    /* *block: `bytes` of device memory, aligned to 256 (contents undefined). */
+    enum status (*allocate)(const struct ops *ops, size_t bytes, void **block);
+    void (*release)(const struct ops *ops, void *block); /* NULL-safe */
+    enum status (*synchronise)(const struct ops *ops);
+    /* Host <-> device, contiguous, same dtype and count, blocking. */
+    enum status (*upload)(const struct ops *ops, struct tensor device, const void *host);
+    enum status (*download)(const struct ops *ops, struct tensor device, void *host);
+    /* Bytes of scratch memory that the device keeps of its own (packed weights, workspaces). */
+    size_t (*scratch_bytes)(const struct ops *ops);
+
+    /* ---- data movement and pointwise ---------------------------------------------------------------------------- */
+    /* to = from, element by element, converting between F32, F64, BF16; strided rows allowed; shapes equal. */
+    enum status (*copy)(const struct ops *ops, struct tensor from, struct tensor to);
+    enum status (*fill)(const struct ops *ops, struct tensor x, double value);
+    /* y += alpha·x; strided rows allowed; shapes equal. */
+    enum status (*add_scaled)(const struct ops *ops, double alpha, struct tensor x, struct tensor y);
+    enum status (*scale)(const struct ops *ops, double alpha, struct tensor x);
+    /* x ~ N(0, std²), element i a function of (seed, stream, i): base/rng.h's rng_normal. */
+    enum status (*fill_normal)(const struct ops *ops, struct tensor x, double std, uint64_t seed, uint64_t stream);
+
+    /* ---- layers ------------------------------------------------------------------------------------------------- */
+    enum status (*gemm)(const struct ops *ops, const struct gemm *arguments);
+    /* dbias [N] += column sums of dy [M,N]; strided rows allowed. */
+    enum status (*bias_backward)(const struct ops *ops, struct tensor dy, struct tensor dbias);
+    enum status (*embedding)(const struct ops *ops, const struct embedding *arguments);
+    enum status (*embedding_backward)(const struct ops *ops, const struct embedding_backward *arguments);
+    enum status (*norm)(const struct ops *ops, const struct norm *arguments);
+    enum status (*norm_backward)(const struct ops *ops, const struct norm_backward *arguments);
+    /* dx [N,F] = dy · gelu'(pre); dx may be dy. */
+    enum status (*gelu_backward)(const struct ops *ops, struct tensor dy, struct tensor pre, struct tensor dx);
+    /* y [N,F] = silu(x[:, :F]) · x[:, F:]; x [N,2F]: gate beside up (Shazeer 2020). */
+    enum status (*swiglu)(const struct ops *ops, struct tensor x, struct tensor y);
+    /* dx [N,2F] from dy [N,F] and x; dx may be x. */
+    enum status (*swiglu_backward)(const struct ops *ops, struct tensor dy, struct tensor x, struct tensor dx);
+    enum status (*rope)(const struct ops *ops, const struct rope *arguments);
+    enum status (*attention)(const struct ops *ops, const struct attention *arguments);
+    enum status (*attention_backward)(const struct ops *ops, const struct attention_backward *arguments);
+    enum status (*attention_decode)(const struct ops *ops, const struct attention_decode *arguments);
+
+    /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
+    enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);
+    /* y [N,V] = log softmax(x) row by row; y may be x. */
+    enum status (*log_softmax)(const struct ops *ops, struct tensor x, struct tensor y);
+    /* out [1] F64 = Σ x, Σ x², Σ (x−y)²: fixed order, double accumulation. Non-finite inputs give a non-finite result.
+     * out lies in device memory; strided rows allowed. */
+    enum status (*sum)(const struct ops *ops, struct tensor x, struct tensor out);
+    enum status (*sum_squares)(const struct ops *ops, struct tensor x, struct tensor out);
+    enum status (*sum_squared_difference)(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out);
+    enum status (*adamw)(const struct ops *ops, const struct adamw *arguments);
+};
+
+struct ops_options {
+    int threads;        /* CPU threads; 0: all that this process may use */
+    bool deterministic; /* the same bits whatever the number of threads, in every operation */
+    const char *isa;    /* "avx512", "avx2", "base": at most this; NULL: the best that the CPU has */
+};
+
+/* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "guard:cpu", "guard:cpu-f64".
+ * A guard poisons every output before the call, plants canaries around every allocation and checks them after every call,
+ * checks overlaps and, after the call, that nothing else was written and no output still holds the poison's NaN.
+ * STATUS_USAGE names an unknown one. Close with ops->close. */
+enum status ops_open(const char *name, const struct ops_options *options, const struct ops **ops);
+
+#endif
