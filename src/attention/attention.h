@@ -1,0 +1,105 @@
+/* The contract of a kind: a way to attend. A new kind is one file here and one line in registry.c.
+ * Inputs are q, k, v as the teacher's own projections make them, so that every kind can start at the teacher. */
+#ifndef SQUINT_ATTENTION_ATTENTION_H
+#define SQUINT_ATTENTION_ATTENTION_H
+
+#include "base/arena.h"
+#include "config/config.h"
+#include "params/params.h"
+
+struct kind;
+
+/* One layer's attention: a kind, its settings and its parameters. */
+struct attention_layer {
+    const struct kind *kind;
+    void *settings; /* the kind's own, made by kind->configure */
+    int64_t layer;
+    const struct model_config *model;
+    const struct params *params; /* of the model it belongs to; rows are found by name once, in bind */
+    void *bound;                 /* the kind's own: pointers to its rows */
+};
+
+/* Tensors of one forward/backward pass of one layer. x: the layer's normed input. */
+struct attention_pass {
+    const struct ops *ops;
+    int64_t batch, length;
+    struct tensor x;          /* [B·T,C] */
+    struct tensor q, k, v;    /* [B,T,H,D], [B,T,G,D], [B,T,G,D]: strided views; rotary positions applied */
+    struct tensor start;      /* [B,T] I32 */
+    struct tensor positions;  /* [B,T] I32, counted from the document's start */
+    struct tensor o;          /* [B,T,H,D] */
+    void *saved;              /* what the kind's plan made for this layer */
+    /* backward only */
+    struct tensor d_o;        /* [B,T,H,D] */
+    struct tensor dq, dk, dv; /* written, views as q, k, v */
+    struct tensor dx;         /* [B·T,C]; += when the kind reads x */
+};
+
+/* Decoding: `batch` sequences in step, one token each at a time. */
+struct attention_cache;
+struct attention_decode_pass {
+    const struct ops *ops;
+    int64_t batch;
+    int64_t position;        /* index of this token in its sequence, from 0 */
+    const int32_t *start;    /* host [B]: index of the first token of the current document of each sequence */
+    struct tensor x;         /* [B,C] */
+    struct tensor q, k, v;   /* [B,H,D], [B,G,D], [B,G,D] */
+    struct tensor o;         /* [B,H,D] */
+};
+
+struct attention_cost {
+    double density;      /* pairs read / causal pairs at this T; negative: not defined for the kind */
+    double flops;        /* attention FLOPs a token, forward, mean over positions */
+    double decode_bytes; /* state of one sequence at this T, one layer, F32 */
+};
+
+/* A branch that the audit may switch off. */
+struct attention_branch {
+    const char *name;
+};
+
+struct kind {
+    const char *name;
+    const char *summary; /* one line for help and docs */
+    /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
+     * Released with free(). */
+    enum status (*configure)(const char *where, const struct config_attention *options, const struct model_config *model,
+                             void **settings);
+    /* Adds its rows to the student's table (h.N.attn.KIND.…); NULL: none. */
+    enum status (*add_params)(const struct attention_layer *layer, struct params *params);
+    /* Finds its rows; fills layer->bound (released with free()). NULL: none. */
+    enum status (*bind)(struct attention_layer *layer);
+    /* Takes from `arena` what forward keeps for backward (`train`) and what it needs; *saved is the kind's own, made with
+     * memory_new while `arena` is placing or sizing alike (released with free()). */
+    enum status (*plan)(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
+                        void **saved);
+    enum status (*forward)(const struct attention_layer *layer, const struct attention_pass *pass);
+    enum status (*backward)(const struct attention_layer *layer, const struct attention_pass *pass);
+    /* *cache for `batch` sequences of at most `length` tokens. */
+    enum status (*cache_open)(const struct attention_layer *layer, const struct ops *ops, int64_t batch, int64_t length,
+                              struct attention_cache **cache);
+    void (*cache_close)(const struct ops *ops, struct attention_cache *cache); /* NULL-safe */
+    /* Takes in this token's k and v, writes o. */
+    enum status (*decode)(const struct attention_layer *layer, struct attention_cache *cache,
+                          const struct attention_decode_pass *pass);
+    /* Cost at length T, with the parameters as they are now. */
+    enum status (*cost)(const struct attention_layer *layer, int64_t length, struct attention_cost *cost);
+    /* The kind's own numbers for the metrics line, as JSON members ("\"coefficient_mean\": 0.1"), into text. NULL: none. */
+    enum status (*report)(const struct attention_layer *layer, char *text, size_t capacity);
+    /* Branches and how to switch each off (a mask of their indices; parameters are not changed). NULL: none. */
+    const struct attention_branch *branches;
+    int branch_count;
+    enum status (*switch_off)(struct attention_layer *layer, uint32_t branches);
+};
+
+/* NULL when unknown. */
+const struct kind *kind_find(const char *name);
+/* Every kind, ends with NULL. */
+extern const struct kind *const kind_table[];
+/* The kind and settings of every layer from a recipe's rules (first match wins; a layer without a match is `full`).
+ * layers: [model->layers], to be released with attention_free_layers. */
+enum status attention_configure(const char *where, const struct config_attention *rules, size_t rule_count,
+                                const struct model_config *model, struct attention_layer *layers);
+void attention_free_layers(struct attention_layer *layers, int64_t count);
+
+#endif

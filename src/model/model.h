@@ -1,0 +1,114 @@
+/* One model definition for every type, teacher and student, either device: sequences of operations on opaque tensors. */
+#ifndef SQUINT_MODEL_MODEL_H
+#define SQUINT_MODEL_MODEL_H
+
+#include "attention/attention.h"
+#include "params/params.h"
+
+struct model {
+    struct model_config config;
+    struct params params;
+    struct attention_layer *layers; /* [L]; a teacher's are all `full` */
+    int64_t lora_rank;              /* 0: none */
+    const struct model *teacher;    /* whose frozen values a student shares; NULL: none */
+    bool bf16;                      /* gemms may round their inputs to bf16 */
+};
+
+/* --- making models ---------------------------------------------------------------------------------------------- */
+/* A model with rows and memory but undefined values; for io to fill and for training from scratch (model_initialise).
+ * train: with gradients and moments for every parameter. */
+enum status model_new(const struct ops *ops, const struct model_config *config, bool train, struct model *model);
+enum status model_initialise(struct model *model, uint64_t seed);
+/* A student of `teacher` with the recipe's kinds. patterns: those of all its stages ("lora(r)" adds LoRA to attn.qkv and attn.out); what
+ * they match is owned. Without patterns it only runs. Its added rows are initialised from `seed`. */
+enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
+                          size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
+                          struct model *student);
+void model_free(struct model *model); /* NULL-safe */
+
+/* --- one batch ---------------------------------------------------------------------------------------------------- */
+/* Host arrays, [B,T] each. */
+struct batch {
+    int64_t batch, length;
+    const int32_t *ids;
+    const int32_t *targets; /* the next token's id; −1: counts in nothing. May be NULL where no loss is taken */
+    const int32_t *start;   /* index in its sequence of the document's first token */
+};
+
+/* --- plans: memory of a forward (and backward) pass ---------------------------------------------------------------- */
+struct plan_options {
+    int64_t batch, length;
+    bool train;     /* keeps what the backward pass needs */
+    bool recompute; /* train: keep only each layer's input, compute the rest again in backward */
+    bool align;     /* memory for objective `attention` instead of a backward pass through the network */
+};
+struct plan;
+
+/* *bytes that a plan takes, without taking them. */
+enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes);
+enum status plan_open(const struct model *model, const struct plan_options *options, struct plan **plan);
+void plan_close(struct plan **plan); /* NULL-safe */
+
+/* hidden = the model's final normed hidden states [B·T,C], in the plan's memory, valid until the plan's next forward.
+ * Ids and lengths are checked: STATUS_USAGE for learned positions beyond their table, STATUS_FAILED for an id >= V. */
+enum status model_forward(struct plan *plan, const struct batch *batch, struct tensor *hidden);
+/* d_hidden [B·T,C] (overwritten as scratch) -> parameter gradients += for what trains. After model_forward of the same plan. */
+enum status model_backward(struct plan *plan, struct tensor d_hidden);
+
+/* Objective `attention`: the teacher's forward pass, and at every layer the student's attention on the teacher's normed input:
+ * loss of layer l = Σ‖o_student − o_teacher‖² / Σ‖o_teacher‖². Gradients of the student's trained parameters, times `scale`, are
+ * accumulated. errors, norms: host [L], the numerator and denominator of this batch's rows. teacher_plan: forward only; student_plan: align.
+ * denominators: host [L], what the gradient's numerator is divided by (from the caller, so that ranks and micro-steps agree);
+ * NULL: this batch's own. */
+enum status model_align(struct plan *teacher_plan, struct plan *student_plan, const struct batch *batch,
+                        const double *denominators, double scale, double *errors, double *norms);
+
+/* --- the head: row chunks of bounded memory ------------------------------------------------------------------------ */
+struct head_options {
+    int64_t rows;         /* N: B·T of a micro-step */
+    size_t budget_bytes;  /* memory of the logits' chunk; 0: 64 MiB */
+    bool statistics;      /* reverse_kl, teacher_ce, agree, entropy too (evaluation) */
+};
+struct head;
+struct head_sums { /* over the rows that count */
+    double rows, kl, reverse_kl, ce, teacher_ce, agree, entropy;
+};
+/* teacher may be NULL (objective lm, evaluation of one model). */
+enum status head_measure(const struct model *teacher, const struct model *student, const struct head_options *options,
+                         size_t *bytes);
+enum status head_open(const struct model *teacher, const struct model *student, const struct head_options *options,
+                      struct head **head);
+void head_close(struct head **head); /* NULL-safe */
+struct head_loss {
+    struct tensor teacher_hidden, student_hidden; /* [N,C]; the first may be none */
+    const int32_t *targets;                       /* host [N] or NULL (then every row counts in kl) */
+    double temperature, kl_weight, ce_weight;     /* gradient of scale · Σ_rows (kl_weight·kl + ce_weight·ce) */
+    double scale;
+    struct tensor d_hidden; /* [N,C] written; none: no gradient (evaluation) */
+};
+/* One pass over row chunks: losses (added up in *sums, which the caller zeroes), d_hidden and, when the head trains, its gradient. */
+enum status head_loss(struct head *head, const struct head_loss *arguments, struct head_sums *sums);
+/* Per-row values of the last head_loss, host arrays [N] (NULL: not wanted). */
+struct head_rows {
+    double *kl, *reverse_kl, *ce, *teacher_ce, *agree, *entropy;
+};
+enum status head_read_rows(struct head *head, const struct head_rows *rows);
+/* logits (or log-probabilities) of the student for rows first … first+count−1 of hidden -> host, [count,V] F32. */
+enum status head_logits(struct head *head, struct tensor hidden, int64_t first, int64_t count, bool log_probabilities,
+                        float *out);
+
+/* --- decoding from a cache --------------------------------------------------------------------------------------- */
+struct decoder;
+/* `batch` sequences in step, at most `length` tokens each. */
+enum status decoder_open(const struct model *model, int64_t batch, int64_t length, struct decoder **decoder);
+void decoder_close(struct decoder **decoder); /* NULL-safe */
+/* Feeds one token a sequence; logits: host [B,V] F32 of the next token (NULL: not wanted, while reading a prompt).
+ * starts_document: host [B] or NULL: true where this token begins a new document (the first always does). */
+enum status decoder_step(struct decoder *decoder, const int32_t *ids, const bool *starts_document, float *logits);
+int64_t decoder_position(const struct decoder *decoder); /* tokens fed so far */
+
+/* --- facts -------------------------------------------------------------------------------------------------------- */
+/* Mean density over the layers that have one, and FLOPs a token of one forward pass at length T. */
+enum status model_cost(const struct model *model, int64_t length, struct attention_cost *mean, double *forward_flops);
+
+#endif

@@ -1,0 +1,80 @@
+/* THE tensor table of a model: names, shapes, initial values, who trains, and where each lies. One row a tensor drives
+ * allocation, initialisation, weight decay, freezing, gradient buckets, file names and tests.
+ *
+ * A teacher owns every value. A student's rows are the teacher's rows (views into the teacher's memory) and those that its
+ * kinds and LoRA add; what it trains it owns: own value, gradient and moments, each kind in one contiguous block.
+ *
+ * Names: wte, wpe, h.N.norm1.{weight,bias}, h.N.attn.qkv.{weight,bias}, h.N.attn.out.{weight,bias}, h.N.norm2.{weight,bias},
+ * h.N.mlp.up.{weight,bias} (Llama type: gate rows, then up rows), h.N.mlp.down.{weight,bias}, norm.{weight,bias}, head.weight
+ * (when not tied), and what kinds add, such as h.N.attn.masks.coefficients. Matrices are [out,in]; attn.qkv holds the query
+ * rows [H·D], then key rows [G·D], then value rows [G·D]. */
+#ifndef SQUINT_PARAMS_PARAMS_H
+#define SQUINT_PARAMS_PARAMS_H
+
+#include "base/tensor.h"
+#include "config/model_config.h"
+#include "kernels/ops.h"
+
+enum param_init { INIT_ZERO = 0, INIT_ONE, INIT_NORMAL, INIT_VALUES };
+
+struct param {
+    char name[64];
+    int rank;
+    int64_t shape[TENSOR_MAX_RANK];
+    enum param_init init;
+    double init_std;            /* INIT_NORMAL */
+    const double *init_values;  /* INIT_VALUES: one a column, repeated over the rows; owned by the table */
+    bool decay;                 /* weight decay applies: matrices, not biases, norms or kinds' own numbers */
+    bool sparse;                /* the proximal L1 step applies */
+    bool added;                 /* by a kind ("new") */
+    bool lora;                  /* added by LoRA */
+    bool owned;                 /* value lies in this table's own block */
+    bool trained;               /* in the stage that runs now */
+    int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
+    struct tensor value, grad, m, v; /* grad, m, v: none when not owned by a trainer */
+};
+
+struct params {
+    const struct ops *ops;
+    struct param *rows;
+    int64_t count;
+    int64_t owned_elements;
+    struct tensor values, grads, m, v; /* [owned_elements] each; grads, m, v: none for a model that only runs */
+    bool shares_teacher;
+};
+
+/* The rows of a model, without memory. */
+enum status params_new(const struct ops *ops, const struct model_config *model, struct params *params);
+/* A student's table: the teacher's rows as views. */
+enum status params_share(const struct params *teacher, struct params *params);
+/* Appends a row (its init_values are copied). Before params_place. STATUS_FAILED when the name exists. */
+enum status params_add(struct params *params, const struct param *row, int64_t init_values_count);
+void params_free(struct params *params); /* NULL-safe */
+
+struct param *params_find(const struct params *params, const char *name); /* NULL: not there */
+int64_t params_elements(const struct params *params);                      /* of all rows */
+/* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(r)" (LoRA's rows); a shell pattern over the
+ * whole name; or a run of dotted parts inside it ("attn.qkv" names h.3.attn.qkv.weight and .bias). */
+bool params_match(const struct param *row, const char *pattern);
+/* Rank of "lora(r)" among the patterns; 0: none. STATUS_USAGE when malformed. */
+enum status params_lora_rank(char *const *patterns, size_t count, int64_t *rank);
+
+/* Marks as owned the rows that match any pattern (of any stage), besides those already owned. STATUS_USAGE names a pattern that matches
+ * nothing, with the nearest names. */
+enum status params_own(struct params *params, char *const *patterns, size_t count);
+/* Allocates the owned blocks: values, and with `train` grads, m, v (zero). Rows that were shared are copied from the teacher. */
+enum status params_place(struct params *params, bool train);
+/* Fills the rows that are added (or, of a model from scratch, all): a function of (seed, name). */
+enum status params_initialise(struct params *params, uint64_t seed, bool only_added);
+/* Sets `trained` for the rows that match, false for the rest; *elements = how many elements train. Every such row must be owned. */
+enum status params_train(struct params *params, char *const *patterns, size_t count, int64_t *elements);
+/* Moments to zero: a new stage begins. */
+enum status params_reset_moments(struct params *params);
+/* The next run of trained elements at or after *offset in the owned blocks: *offset, *count; false when there is none. Neighbouring
+ * rows join. For all-reduce, norms, AdamW by runs of equal decay use the rows themselves. */
+bool params_next_run(const struct params *params, int64_t *offset, int64_t *count);
+
+/* One hash over names, shapes and values of all rows: a teacher's identity. */
+enum status params_hash(const struct params *params, uint64_t *hash);
+
+#endif
