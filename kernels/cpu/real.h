@@ -1,0 +1,149 @@
+/* The element type that the CPU kernels are written in, and the functions of one element that vectorise.
+ * Compiled once per variant (cmake/kernels.cmake): `real` is float, or double under SQUINT_REAL_F64. */
+#ifndef SQUINT_KERNELS_CPU_REAL_H
+#define SQUINT_KERNELS_CPU_REAL_H
+
+#include "base/tensor.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+/* NAME(gemm) is gemm_f32_avx2 in the variant f32_avx2: the same source gives one function a variant. */
+#define NAME_PASTE(name, variant)  name##_##variant
+#define NAME_EXPAND(name, variant) NAME_PASTE(name, variant)
+#define NAME(name)                 NAME_EXPAND(name, SQUINT_VARIANT)
+
+/* The kernels are compiled with -fassociative-math; this keeps one expression in the order in which it is written. */
+#ifdef __has_builtin
+#if __has_builtin(__builtin_assoc_barrier)
+#define KEEP_ORDER(expression) __builtin_assoc_barrier(expression)
+#elif __has_builtin(__arithmetic_fence) && defined(__x86_64__)
+#define KEEP_ORDER(expression) __arithmetic_fence(expression)
+#endif
+#endif
+#ifndef KEEP_ORDER
+#define KEEP_ORDER(expression) (expression)
+#endif
+
+#ifdef SQUINT_REAL_F64
+
+typedef double real;
+enum { DTYPE_REAL = DTYPE_F64 };
+#define REAL_INFINITY ((real)INFINITY)
+
+static inline real real_exp(real x) {
+    return exp(x);
+}
+static inline real real_tanh(real x) {
+    return tanh(x);
+}
+static inline real real_log(real x) {
+    return log(x);
+}
+static inline real real_sqrt(real x) {
+    return sqrt(x);
+}
+static inline real real_abs(real x) {
+    return fabs(x);
+}
+static inline real real_max(real a, real b) {
+    return a > b ? a : b;
+}
+static inline real real_sigmoid(real x) {
+    return 1 / (1 + exp(-x));
+}
+
+#else
+
+typedef float real;
+enum { DTYPE_REAL = DTYPE_F32 };
+#define REAL_INFINITY INFINITY
+
+/* e^x within 1.5 units in the last place; results below 1.9e-38 become 0, so that nothing denormal is computed with.
+ * -inf gives 0, +inf and overflow +inf, NaN NaN. No branch, no table: a loop of it vectorises.
+ * x = n ln 2 + r with ln 2 in two parts, then a minimax polynomial of degree 6 on |r| <= ln 2 / 2. */
+static inline real real_exp(real x) {
+    real bounded = x > 89.0f ? 89.0f : x;
+    bounded = bounded < -86.9f ? -86.9f : bounded;
+    real scaled = bounded * 1.44269504f;
+    int32_t n = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    real multiple = (real)n;
+#ifdef __FMA__
+    real r = __builtin_fmaf(multiple, -0.693147182f, bounded);
+    r = __builtin_fmaf(multiple, 1.90465421e-9f, r);
+#else
+    real r = KEEP_ORDER(bounded - multiple * 0.693359375f); /* 9 bits of ln 2: the product is exact */
+    r = KEEP_ORDER(r + multiple * 2.12194440e-4f);
+#endif
+    real q = 0.0013814466f;
+    q = q * r + 0.00836878084f;
+    q = q * r + 0.0416683927f;
+    q = q * r + 0.166665196f;
+    q = q * r + 0.49999994f;
+    real p = KEEP_ORDER(r + r * r * q) + 1.0f;
+    /* 2^(n-1) is in range for every n from -126 to 128; the last doubling may overflow, as it should. */
+    uint32_t bits = (uint32_t)(n + 126) << 23;
+    real power;
+    memcpy(&power, &bits, sizeof power);
+    real result = KEEP_ORDER(p * power) * 2.0f;
+    return x < -86.9f ? 0.0f : result;
+}
+
+static inline real real_log(real x) {
+    return logf(x);
+}
+static inline real real_sqrt(real x) {
+    return sqrtf(x);
+}
+static inline real real_abs(real x) {
+    return fabsf(x);
+}
+static inline real real_max(real a, real b) {
+    return a > b ? a : b;
+}
+static inline real real_sigmoid(real x) {
+    return 1.0f / (1.0f + real_exp(-x));
+}
+
+/* tanh within 2.5 units in the last place. */
+static inline real real_tanh(real x) {
+    real size = fabsf(x), square = x * x;
+    real e = real_exp(-2.0f * size);
+    real large = copysignf((1.0f - e) / (1.0f + e), x);
+    real series = 2.18694885e-2f;
+    series = series * square - 5.39682540e-2f;
+    series = series * square + 1.33333333e-1f;
+    series = series * square - 3.33333333e-1f;
+    return size < 0.25f ? x + x * (square * series) : large;
+}
+
+#endif
+
+/* Σ a_i b_i; the order of the sum is the compiler's, the same for equal n. */
+static inline real real_dot(const real *a, const real *b, int64_t n) {
+    real sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* y += alpha x */
+static inline void real_axpy(real alpha, const real *restrict x, real *restrict y, int64_t n) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) y[i] += alpha * x[i];
+}
+
+static inline real real_row_max(const real *x, int64_t n) {
+    real most = -REAL_INFINITY;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+/* The elements of a tensor, typed. */
+static inline real *real_data(struct tensor t) {
+    return t.data;
+}
+
+#endif
