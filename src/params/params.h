@@ -41,6 +41,7 @@ struct params {
     int64_t owned_elements;
     struct tensor values, grads, m, v; /* [owned_elements] each; grads, m, v: none for a model that only runs */
     bool shares_teacher;
+    void *extra; /* memory of a row that was replaced by a longer one (learned positions beyond their table) */
 };
 
 /* The rows of a model, without memory. */
