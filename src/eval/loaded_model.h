@@ -14,32 +14,26 @@ enum loaded_source { LOADED_DIRECTORY = 0, LOADED_EXPORTED, LOADED_CHECKPOINT };
 
 struct loaded_options {
     const char *teacher; /* a Hugging Face directory in place of the recorded one; NULL: the recorded one */
-    bool
-        with_teacher; /* load a recorded teacher even where the model does not need it to run (an exported student's) */
-    bool bf16;        /* gemms may round their inputs to bf16 */
-    enum positions_beyond
-        positions; /* how learned positions go beyond their table; a checkpoint's own choice when REFUSE */
+    bool with_teacher;   /* load a recorded teacher even where the model runs without it (an exported student) */
+    bool bf16;           /* gemms may round their inputs to bf16 */
+    enum positions_beyond positions; /* of learned positions; REFUSE: as a checkpoint's run chose */
 };
 
 struct loaded_model {
     enum loaded_source source;
-    char *path;          /* what was opened: of a run directory its step directory */
-    struct model *model; /* what MODEL is; its address stays */
-    struct model
-        *teacher; /* full attention; NULL: none is recorded or asked for. May be the one `model` shares values with */
-    char *teacher_path; /* directory; NULL: none */
-    char *tokenizer;    /* directory (or tokenizer.json) of the tokenizer: MODEL's own, the run's, the teacher's; NULL:
-                           none */
-    char identity[17];  /* params_hash of the model as hexadecimal digits */
+    char *path;                /* what was opened: of a run directory its step directory */
+    struct model *model;       /* what MODEL is; its address stays */
+    struct model *teacher;     /* full attention; NULL: none recorded or asked for. `model` may share its values */
+    char *teacher_path;        /* directory; NULL: none */
+    char *tokenizer;           /* its directory: MODEL's own, the run's, or the teacher's; NULL: none found */
+    char identity[17];         /* params_hash of the model as hexadecimal digits */
     char teacher_identity[17]; /* of the teacher; "" without one */
-    bool is_student;           /* any layer is not `full`, or the model shares a teacher's values */
+    bool is_student;           /* its kinds are other than all `full`, or it shares a teacher's values */
     struct config config;      /* of the run; config.text NULL where MODEL is no checkpoint */
     char stage[64];            /* of a checkpoint, else "" */
-    int64_t step;              /* of a checkpoint, else −1 */
-    /* The rules of the kinds, as model_student takes them (borrowed from config or owned below); count 0: all `full`.
-     */
-    const struct config_attention *rules;
-    size_t rule_count;
+    int64_t step;              /* of a checkpoint, else -1 */
+    const struct config_attention *rules; /* of the kinds, as model_student takes them; belongs to this struct */
+    size_t rule_count;                    /* 0: all `full` */
 };
 
 /* Opens `path` on `ops` (borrowed; closed after the model). options may be NULL. STATUS_NOT_FOUND or STATUS_USAGE says
