@@ -20,7 +20,8 @@ struct masks_settings {
 
 struct masks_bound {
     const struct param *coefficients;
-    uint32_t off; /* dead in every head when the cache was opened, or switched off */
+    uint32_t off;  /* switched off for an audit */
+    uint32_t dead; /* zero in every head when the cache was opened: decoding leaves them out */
 };
 
 static const struct {
@@ -215,6 +216,7 @@ static enum status read_alive(const struct attention_layer *layer, uint32_t *ali
         for (int m = 0; m < settings->mixture.count; m++) {
             if (values[row * settings->mixture.count + m] != 0) alive[h] |= 1u << m;
         }
+        alive[h] &= ~bound->off;
         *any |= alive[h];
     }
     free(values);
@@ -229,14 +231,16 @@ static enum status cache_open(const struct attention_layer *layer, const struct 
     enum status status = read_alive(layer, alive, &any);
     free(alive);
     if (status != STATUS_OK) return status;
-    bound->off |= ~any;
+    bound->dead = ~any;
     struct mixture mixture = mixture_of(layer);
+    mixture.off |= bound->dead;
     return mixture_cache_open(layer, &mixture, ops, batch, length, cache);
 }
 
 static enum status decode(const struct attention_layer *layer, struct attention_cache *cache,
                           const struct attention_decode_pass *pass) {
     struct mixture mixture = mixture_of(layer);
+    mixture.off |= ((const struct masks_bound *)layer->bound)->dead;
     return mixture_decode(layer, &mixture, cache, pass);
 }
 

@@ -25,6 +25,9 @@ enum status model_student(const struct model *teacher, const char *where, const 
                           size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
                           struct model *student);
 void model_free(struct model *model); /* NULL-safe */
+/* Makes the learned position table reach `length` as config.positions_beyond says; nothing to do when it does, or when positions are
+ * rotary. Before students are made. STATUS_USAGE when positions beyond the table are refused. */
+enum status model_extend_positions(struct model *model, int64_t length);
 
 /* --- one batch ---------------------------------------------------------------------------------------------------- */
 /* Host arrays, [B,T] each. */
@@ -66,7 +69,7 @@ enum status model_align(struct plan *teacher_plan, struct plan *student_plan, co
 /* --- the head: row chunks of bounded memory ------------------------------------------------------------------------ */
 struct head_options {
     int64_t rows;         /* N: B·T of a micro-step */
-    size_t budget_bytes;  /* memory of the logits' chunk; 0: 64 MiB */
+    size_t budget_bytes;  /* memory of the logits' chunk; 0: 128 MiB */
     bool statistics;      /* reverse_kl, teacher_ce, agree, entropy too (evaluation) */
 };
 struct head;

@@ -1,0 +1,174 @@
+/* Makes and frees models: teachers, models from scratch, students that share a teacher's frozen weights. */
+#include "base/memory.h"
+#include "model/internal.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static enum status take_layers(struct model *model, const char *where, const struct config_attention *rules, size_t count) {
+    TRY(memory_new((size_t)model->config.layers, sizeof *model->layers, "layers", &model->layers));
+    TRY(attention_configure(where, rules, count, &model->config, model->layers));
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        struct attention_layer *layer = &model->layers[l];
+        layer->params = &model->params;
+        if (layer->kind->add_params) TRY(layer->kind->add_params(layer, &model->params));
+    }
+    return STATUS_OK;
+}
+
+static enum status bind_layers(struct model *model) {
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        struct attention_layer *layer = &model->layers[l];
+        if (layer->kind->bind) TRY(layer->kind->bind(layer));
+    }
+    return STATUS_OK;
+}
+
+enum status model_new(const struct ops *ops, const struct model_config *config, bool train, struct model *model) {
+    enum status status = STATUS_OK;
+    char *all[] = {"all"};
+    *model = (struct model){.config = *config};
+    TRY_GOTO(done, params_new(ops, config, &model->params));
+    TRY_GOTO(done, take_layers(model, "", NULL, 0));
+    TRY_GOTO(done, params_own(&model->params, all, 1));
+    TRY_GOTO(done, params_place(&model->params, train));
+    TRY_GOTO(done, bind_layers(model));
+done:
+    if (status != STATUS_OK) model_free(model);
+    return status;
+}
+
+enum status model_initialise(struct model *model, uint64_t seed) {
+    return params_initialise(&model->params, seed, false);
+}
+
+/* LoRA, Hu et al. 2021: W + B·A on the attention's projections; A normal with variance 1/in, B zero. */
+static enum status add_lora(struct model *model) {
+    static const char *const parts[] = {"attn.qkv", "attn.out"};
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        for (int part = 0; part < 2; part++) {
+            char name[64];
+            snprintf(name, sizeof name, "h.%lld.%s.weight", (long long)l, parts[part]);
+            const struct param *weight = params_find(&model->params, name);
+            int64_t out = weight->shape[0], in = weight->shape[1];
+            struct param a = {.rank = 2, .shape = {model->lora_rank, in}, .init = INIT_NORMAL,
+                              .init_std = 1.0 / sqrt((double)in), .decay = true, .lora = true};
+            struct param b = {.rank = 2, .shape = {out, model->lora_rank}, .init = INIT_ZERO, .decay = true, .lora = true};
+            snprintf(a.name, sizeof a.name, "h.%lld.%s.lora_a", (long long)l, parts[part]);
+            snprintf(b.name, sizeof b.name, "h.%lld.%s.lora_b", (long long)l, parts[part]);
+            TRY(params_add(&model->params, &a, 0));
+            TRY(params_add(&model->params, &b, 0));
+        }
+    }
+    return STATUS_OK;
+}
+
+enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
+                          size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
+                          struct model *student) {
+    enum status status = STATUS_OK;
+    *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
+    TRY_GOTO(done, params_share(&teacher->params, &student->params));
+    TRY_GOTO(done, take_layers(student, where, rules, rule_count));
+    TRY_GOTO(done, params_lora_rank(patterns, pattern_count, &student->lora_rank));
+    if (student->lora_rank > 0) TRY_GOTO(done, add_lora(student));
+    TRY_GOTO(done, params_own(&student->params, patterns, pattern_count));
+    TRY_GOTO(done, params_place(&student->params, train));
+    TRY_GOTO(done, params_initialise(&student->params, seed, true));
+    TRY_GOTO(done, bind_layers(student));
+done:
+    if (status != STATUS_OK) model_free(student);
+    return status;
+}
+
+void model_free(struct model *model) {
+    if (!model) return;
+    attention_free_layers(model->layers, model->layers ? model->config.layers : 0);
+    free(model->layers);
+    params_free(&model->params);
+    *model = (struct model){0};
+}
+
+/* Row `to` of the longer table, from `count` learned rows: tiled, or between two neighbours. */
+static void extend_row(const float *table, int64_t count, int64_t width, int64_t to, int64_t length,
+                       enum positions_beyond how, float *row) {
+    if (how == POSITIONS_TILE) {
+        memcpy(row, table + to % count * width, (size_t)width * sizeof *row);
+        return;
+    }
+    double place = (double)to * (double)(count - 1) / (double)(length - 1);
+    int64_t below = (int64_t)place < count - 1 ? (int64_t)place : count - 2;
+    double share = place - (double)below;
+    for (int64_t c = 0; c < width; c++) {
+        double a = (double)table[below * width + c], b = (double)table[(below + 1) * width + c];
+        row[c] = (float)((1 - share) * a + share * b);
+    }
+}
+
+enum status model_extend_positions(struct model *model, int64_t length) {
+    struct model_config *config = &model->config;
+    const struct ops *ops = model->params.ops;
+    if (!model_has_learned_positions(config) || length <= config->positions) return STATUS_OK;
+    if (config->positions_beyond == POSITIONS_REFUSE || config->positions < 2) {
+        return error_set(STATUS_USAGE, "length %lld: the model has %lld learned positions; shorten it, or set positions: "
+                                       "interpolate or tile", (long long)length, (long long)config->positions);
+    }
+    struct param *row = params_find(&model->params, "wpe");
+    if (row->owned && tensor_present(row->grad)) {
+        return error_set(STATUS_USAGE, "positions: a table that trains cannot be extended");
+    }
+    enum status status = STATUS_OK;
+    int64_t count = config->positions, width = config->width;
+    float *table = NULL, *longer = NULL;
+    void *block = NULL;
+    TRY_GOTO(done, memory_new((size_t)(count * width), sizeof *table, "positions", &table));
+    TRY_GOTO(done, memory_new((size_t)(length * width), sizeof *longer, "positions", &longer));
+    if (row->value.dtype != DTYPE_F32) {
+        status = error_set(STATUS_FAILED, "wpe: expected f32, found %s", dtype_name(row->value.dtype));
+        goto done;
+    }
+    TRY_GOTO(done, ops->download(ops, row->value, table));
+    for (int64_t to = 0; to < length; to++) {
+        extend_row(table, count, width, to, length, config->positions_beyond, longer + to * width);
+    }
+    TRY_GOTO(done, ops->allocate(ops, (size_t)(length * width) * sizeof *longer, &block));
+    struct tensor value = tensor_2d(block, DTYPE_F32, length, width);
+    TRY_GOTO(done, ops->upload(ops, value, longer));
+    if (model->params.extra) ops->release(ops, model->params.extra);
+    model->params.extra = block;
+    block = NULL;
+    row->value = value;
+    row->shape[0] = length;
+    config->positions = length;
+done:
+    if (block) ops->release(ops, block);
+    free(table);
+    free(longer);
+    return status;
+}
+
+enum status model_cost(const struct model *model, int64_t length, struct attention_cost *mean, double *forward_flops) {
+    const struct model_config *c = &model->config;
+    double flops = 0, density = 0, decode = 0;
+    int64_t with_density = 0;
+    for (int64_t l = 0; l < c->layers; l++) {
+        struct attention_cost cost = {.density = -1};
+        TRY(model->layers[l].kind->cost(&model->layers[l], length, &cost));
+        flops += cost.flops;
+        decode += cost.decode_bytes;
+        if (cost.density < 0) continue;
+        density += cost.density;
+        with_density++;
+    }
+    *mean = (struct attention_cost){
+        .density = with_density ? density / (double)with_density : -1,
+        .flops = flops / (double)c->layers,
+        .decode_bytes = decode / (double)c->layers,
+    };
+    double up = c->type == MODEL_LLAMA ? 2.0 : 1.0;
+    double matrices = (double)(model_qkv_width(c) + c->heads * c->head_width) + (up + 1) * (double)c->mlp_width;
+    *forward_flops = flops + 2.0 * (double)c->width * ((double)c->layers * matrices + (double)c->vocabulary);
+    return STATUS_OK;
+}
