@@ -5,12 +5,12 @@
 #include <string.h>
 
 size_t dtype_size(enum dtype dtype) {
-    static const size_t sizes[] = {4, 8, 2, 2, 4, 2, 4, 8, 1};
+    static const size_t sizes[] = {4, 8, 2, 2, 4, 2, 4, 8, 1, 8};
     return sizes[dtype];
 }
 
 const char *dtype_name(enum dtype dtype) {
-    static const char *const names[] = {"f32", "f64", "bf16", "f16", "i32", "u16", "u32", "i64", "u8"};
+    static const char *const names[] = {"f32", "f64", "bf16", "f16", "i32", "u16", "u32", "i64", "u8", "u64"};
     return names[dtype];
 }
 

@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum dtype { DTYPE_F32 = 0, DTYPE_F64, DTYPE_BF16, DTYPE_F16, DTYPE_I32, DTYPE_U16, DTYPE_U32, DTYPE_I64, DTYPE_U8 };
+enum dtype { DTYPE_F32 = 0, DTYPE_F64, DTYPE_BF16, DTYPE_F16, DTYPE_I32, DTYPE_U16, DTYPE_U32, DTYPE_I64, DTYPE_U8, DTYPE_U64 };
 
 enum { TENSOR_MAX_RANK = 4 };
 

@@ -1,0 +1,335 @@
+/* Every collective, over 1 to 4 ranks: integer-valued numbers, so that every sum is exact. The same table serves any
+ * backend. Run one by hand: mpirun -np 3 --oversubscribe build/release/tests/test_comm */
+#include "comm/comm.h"
+#include "comm/comm_internal.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static struct comm *comm;
+static int rank, size;
+
+/* Awkward lengths: none, one, fewer than ranks, odd, just around the direct limit (4,096 bytes), several pieces. */
+static const int64_t counts[] = {0, 1, 2, 3, 7, 129, 1023, 1024, 1025, 5000, 100003};
+enum { COUNTS = sizeof counts / sizeof *counts };
+static int rows = COUNTS; /* how many of them a test uses */
+
+static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_I64};
+
+static double value_of(int r, int64_t i) {
+    return (double)((i * 7 + r * 13) % 1009 - 500);
+}
+
+static void set(void *data, enum dtype dtype, int64_t i, double value) {
+    switch (dtype) {
+    case DTYPE_F32:
+        ((float *)data)[i] = (float)value;
+        break;
+    case DTYPE_F64:
+        ((double *)data)[i] = value;
+        break;
+    case DTYPE_I32:
+        ((int32_t *)data)[i] = (int32_t)value;
+        break;
+    default:
+        ((int64_t *)data)[i] = (int64_t)value;
+        break;
+    }
+}
+
+static double get(const void *data, enum dtype dtype, int64_t i) {
+    switch (dtype) {
+    case DTYPE_F32:
+        return ((const float *)data)[i];
+    case DTYPE_F64:
+        return ((const double *)data)[i];
+    case DTYPE_I32:
+        return ((const int32_t *)data)[i];
+    default:
+        return (double)((const int64_t *)data)[i];
+    }
+}
+
+static double expected_reduction(enum comm_reduce reduce, int64_t i) {
+    double result = value_of(0, i);
+    for (int r = 1; r < size; r++) {
+        double x = value_of(r, i);
+        result = reduce == COMM_SUM ? result + x : reduce == COMM_MAX ? fmax(result, x) : fmin(result, x);
+    }
+    return result;
+}
+
+static void check_value(const char *row, enum dtype dtype, int64_t count, int64_t i, double expected, double found) {
+    if (expected == found) return;
+    fail_msg("rank %d: %s, %s, count %lld, element %lld: expected %g, found %g", rank, row, dtype_name(dtype),
+             (long long)count, (long long)i, expected, found);
+}
+
+static void *block(int64_t count) {
+    void *data = malloc((size_t)count * 8 + 8);
+    assert_non_null(data);
+    memset(data, 0xa5, (size_t)count * 8 + 8);
+    return data;
+}
+
+static void ok(enum status status) {
+    if (status != STATUS_OK) fail_msg("rank %d: %s", rank, error_message());
+}
+
+static void test_all_reduce(void **state) {
+    (void)state;
+    for (int d = 0; d < 4; d++) {
+        for (int c = 0; c < rows; c++) {
+            for (enum comm_reduce reduce = COMM_SUM; reduce <= COMM_MIN; reduce++) {
+                int64_t n = counts[c];
+                void *data = block(n);
+                for (int64_t i = 0; i < n; i++) set(data, dtypes[d], i, value_of(rank, i));
+                ok(comm_all_reduce(comm, tensor_1d(data, dtypes[d], n), reduce));
+                for (int64_t i = 0; i < n; i++) {
+                    check_value("all_reduce", dtypes[d], n, i, expected_reduction(reduce, i), get(data, dtypes[d], i));
+                }
+                free(data);
+            }
+        }
+    }
+}
+
+static void test_reduce_scatter(void **state) {
+    (void)state;
+    for (int d = 0; d < 4; d++) {
+        for (int c = 0; c < rows; c++) {
+            int64_t n = counts[c];
+            void *input = block(n * size), *output = block(n);
+            for (int64_t i = 0; i < n * size; i++) set(input, dtypes[d], i, value_of(rank, i));
+            ok(comm_reduce_scatter(comm, tensor_1d(input, dtypes[d], n * size), tensor_1d(output, dtypes[d], n),
+                                   COMM_SUM));
+            for (int64_t i = 0; i < n; i++) {
+                check_value("reduce_scatter", dtypes[d], n, i, expected_reduction(COMM_SUM, rank * n + i),
+                            get(output, dtypes[d], i));
+                check_value("reduce_scatter's input", dtypes[d], n, i, value_of(rank, i), get(input, dtypes[d], i));
+            }
+            free(input);
+            free(output);
+        }
+    }
+}
+
+static void test_all_gather(void **state) {
+    (void)state;
+    for (int d = 0; d < 4; d++) {
+        for (int c = 0; c < rows; c++) {
+            int64_t n = counts[c];
+            void *input = block(n), *output = block(n * size);
+            for (int64_t i = 0; i < n; i++) set(input, dtypes[d], i, value_of(rank, i));
+            ok(comm_all_gather(comm, tensor_1d(input, dtypes[d], n), tensor_1d(output, dtypes[d], n * size)));
+            for (int64_t i = 0; i < n * size; i++) {
+                check_value("all_gather", dtypes[d], n, i, value_of((int)(i / n), i % n), get(output, dtypes[d], i));
+            }
+            free(input);
+            free(output);
+        }
+    }
+}
+
+static void test_broadcast(void **state) {
+    (void)state;
+    for (int root = 0; root < size; root++) {
+        for (int c = 0; c < rows; c++) {
+            int64_t n = counts[c];
+            float *data = block(n);
+            for (int64_t i = 0; i < n; i++) data[i] = (float)value_of(rank, i);
+            ok(comm_broadcast(comm, tensor_1d(data, DTYPE_F32, n), root));
+            for (int64_t i = 0; i < n; i++) check_value("broadcast", DTYPE_F32, n, i, value_of(root, i), data[i]);
+            free(data);
+        }
+    }
+    uint8_t bytes[5] = {(uint8_t)rank, 1, 2, 3, 4};
+    ok(comm_broadcast(comm, tensor_1d(bytes, DTYPE_U8, 5), size - 1));
+    assert_int_equal(bytes[0], size - 1);
+}
+
+static void test_send_receive(void **state) {
+    (void)state;
+    for (int shift = 0; shift < size; shift++) {
+        for (int c = 0; c < rows; c++) {
+            int64_t n = counts[c];
+            int to = (rank + shift) % size, from = (rank + size - shift) % size;
+            float *send = block(n), *receive = block(n);
+            for (int64_t i = 0; i < n; i++) send[i] = (float)value_of(rank, i);
+            ok(comm_send_receive(comm, tensor_1d(send, DTYPE_F32, n), to, tensor_1d(receive, DTYPE_F32, n), from));
+            for (int64_t i = 0; i < n; i++) check_value("ring", DTYPE_F32, n, i, value_of(from, i), receive[i]);
+            free(send);
+            free(receive);
+        }
+    }
+    /* A line instead of a ring: the ends have no neighbour. */
+    int64_t mine = rank, got = -1;
+    ok(comm_send_receive(comm, tensor_1d(&mine, DTYPE_I64, 1), rank + 1 < size ? rank + 1 : -1,
+                         tensor_1d(&got, DTYPE_I64, 1), rank - 1));
+    assert_int_equal(got, rank - 1);
+}
+
+static void test_scan_and_barrier(void **state) {
+    (void)state;
+    int64_t value = 10 + rank, expected = 0;
+    for (int r = 0; r < rank; r++) expected += 10 + r;
+    ok(comm_exclusive_scan(comm, &value));
+    assert_int_equal(value, expected);
+    ok(comm_barrier(comm));
+}
+
+/* Several reductions at once, ended in another order than they were started in. */
+static void test_overlap(void **state) {
+    (void)state;
+    enum { N = 4 };
+    float *data[N];
+    struct comm_request requests[N];
+    for (int k = 0; k < N; k++) {
+        int64_t n = counts[COUNTS - 1 - k];
+        data[k] = block(n);
+        for (int64_t i = 0; i < n; i++) data[k][i] = (float)value_of(rank + k, i);
+        ok(comm_all_reduce_start(comm, tensor_1d(data[k], DTYPE_F32, n), COMM_SUM, &requests[k]));
+    }
+    for (int step = 0; step < N; step++) {
+        int k = (step * 3 + 1 + rank) % N;
+        ok(comm_all_reduce_end(comm, &requests[k]));
+    }
+    for (int k = 0; k < N; k++) {
+        int64_t n = counts[COUNTS - 1 - k];
+        for (int64_t i = 0; i < n; i++) {
+            double expected = 0;
+            for (int r = 0; r < size; r++) expected += value_of(r + k, i);
+            check_value("overlapping all_reduce", DTYPE_F32, n, i, expected, data[k][i]);
+        }
+        free(data[k]);
+    }
+}
+
+/* Sums are taken in rank order: the bits are known beforehand, whatever the length and the pieces. */
+static void test_rank_order(void **state) {
+    (void)state;
+    size_t pieces[] = {16 << 20, 64, 4};
+    for (int p = 0; p < 3; p++) {
+        comm->piece_bytes = pieces[p];
+        int64_t n = 3000;
+        float *data = block(n);
+        for (int64_t i = 0; i < n; i++) data[i] = sinf((float)(i + 1) * (float)(rank + 1)) * 1e3f;
+        ok(comm_all_reduce(comm, tensor_1d(data, DTYPE_F32, n), COMM_SUM));
+        for (int64_t i = 0; i < n; i++) {
+            float expected = sinf((float)(i + 1)) * 1e3f;
+            for (int r = 1; r < size; r++) expected += sinf((float)(i + 1) * (float)(r + 1)) * 1e3f;
+            check_value("rank order", DTYPE_F32, n, i, expected, data[i]);
+        }
+        free(data);
+    }
+    comm->piece_bytes = 16 << 20;
+}
+
+/* Limits made small: every loop over pieces and over messages beyond MPI's int counts runs. */
+static void test_small_limits(void **state) {
+    rows = 8;
+    comm->piece_bytes = 1000;
+    comm->message_bytes = 37;
+    comm->direct_bytes = 64;
+    test_all_reduce(state);
+    test_reduce_scatter(state);
+    test_all_gather(state);
+    test_broadcast(state);
+    test_send_receive(state);
+    comm->piece_bytes = 16 << 20;
+    comm->message_bytes = 1 << 30;
+    comm->direct_bytes = 4096;
+    rows = COUNTS;
+}
+
+static void test_nan_wins(void **state) {
+    (void)state;
+    for (enum comm_reduce reduce = COMM_SUM; reduce <= COMM_MIN; reduce++) {
+        for (int who = 0; who < size; who++) {
+            float x[2] = {rank == who ? NAN : (float)rank, 1};
+            double y = rank == who ? NAN : rank;
+            ok(comm_all_reduce(comm, tensor_1d(x, DTYPE_F32, 2), reduce));
+            ok(comm_all_reduce(comm, tensor_1d(&y, DTYPE_F64, 1), reduce));
+            assert_true(isnan(x[0]) && !isnan(x[1]) && isnan(y));
+        }
+    }
+}
+
+static void test_agree(void **state) {
+    (void)state;
+    char expected[64];
+    error_clear();
+    assert_int_equal(comm_agree(comm, STATUS_OK), STATUS_OK);
+    assert_string_equal(error_message(), "");
+    for (int bad = 0; bad < size; bad++) {
+        enum status mine = rank == bad ? error_set(STATUS_IO, "disk %d is full", bad) : STATUS_OK;
+        assert_int_equal(comm_agree(comm, mine), STATUS_IO);
+        snprintf(expected, sizeof expected, rank == bad ? "disk %d is full" : "rank %d: disk %d is full", bad, bad);
+        assert_string_equal(error_message(), expected);
+        error_clear();
+    }
+    /* The worst wins; of several equal ones the lowest rank's message; a rank's own message stays. */
+    enum status mine = error_set(rank == 0 ? STATUS_STOPPED : STATUS_MEMORY, "message of %d", rank);
+    assert_int_equal(comm_agree(comm, mine), size == 1 ? STATUS_STOPPED : STATUS_MEMORY);
+    snprintf(expected, sizeof expected, "message of %d", rank);
+    assert_string_equal(error_message(), expected);
+    error_clear();
+    mine = rank == 0 ? STATUS_OK : error_set(STATUS_MEMORY, "message of %d", rank);
+    assert_int_equal(comm_agree(comm, mine), size == 1 ? STATUS_OK : STATUS_MEMORY);
+    if (rank == 0 && size > 1) assert_string_equal(error_message(), "rank 1: message of 1");
+    error_clear();
+}
+
+static void refused(enum status status, const char *part) {
+    if (status == STATUS_OK || !strstr(error_message(), part)) {
+        fail_msg("expected a message with \"%s\", found status %s: \"%s\"", part, status_name(status), error_message());
+    }
+    error_clear();
+}
+
+static void test_refused(void **state) {
+    (void)state;
+    float x[16] = {0};
+    struct tensor t = tensor_1d(x, DTYPE_F32, 4), strided = tensor_columns(tensor_2d(x, DTYPE_F32, 4, 4), 1, 2);
+    comm_set_step(comm, 12);
+    refused(comm_all_reduce(comm, strided, COMM_SUM), "all_reduce at step 12");
+    comm_set_step(comm, -1);
+    refused(comm_all_reduce(comm, tensor_1d(x, DTYPE_U16, 4), COMM_SUM), "found [4] u16");
+    refused(comm_all_gather(comm, t, tensor_1d(x, DTYPE_F32, 4 * size + 1)), "parts");
+    refused(comm_reduce_scatter(comm, t, tensor_1d(x, DTYPE_F64, 4), COMM_SUM), "parts");
+    refused(comm_broadcast(comm, t, size), "expected a rank below");
+    refused(comm_send_receive(comm, t, size, t, -1), "expected a rank below");
+    refused(comm_send_receive(comm, t, rank, t, -1), "to itself");
+    assert_true(comm_node_size(comm) == size && comm_node_rank(comm) == rank);
+    assert_non_null(strstr(comm_describe(comm), "MPI"));
+}
+
+static int keep_failures_together(int failures) {
+    enum status status = comm_agree(comm, failures ? STATUS_FAILED : STATUS_OK);
+    enum status closed = comm_close(&comm);
+    return status != STATUS_OK || closed != STATUS_OK;
+}
+
+int main(void) {
+    if (comm_open(NULL, &comm) != STATUS_OK) {
+        fprintf(stderr, "%s\n", error_message());
+        return 1;
+    }
+    rank = comm_rank(comm);
+    size = comm_size(comm);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_reduce),   cmocka_unit_test(test_reduce_scatter),
+        cmocka_unit_test(test_all_gather),   cmocka_unit_test(test_broadcast),
+        cmocka_unit_test(test_send_receive), cmocka_unit_test(test_scan_and_barrier),
+        cmocka_unit_test(test_overlap),      cmocka_unit_test(test_rank_order),
+        cmocka_unit_test(test_small_limits), cmocka_unit_test(test_nan_wins),
+        cmocka_unit_test(test_agree),        cmocka_unit_test(test_refused),
+    };
+    return keep_failures_together(cmocka_run_group_tests(tests, NULL, NULL));
+}

@@ -1,0 +1,65 @@
+/* The last rank comes late: the others end with a message that names it, and every later collective is refused. */
+#include "base/log.h"
+#include "comm/comm.h"
+#include "comm/comm_internal.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+static struct comm *comm;
+
+static void sleep_s(double seconds) {
+    nanosleep(
+        &(struct timespec){.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))},
+        NULL);
+}
+
+static void test_late(void **state) {
+    (void)state;
+    int last = comm_size(comm) - 1;
+    int64_t x[3000] = {1};
+    char expected[128];
+    comm_set_step(comm, 12);
+    assert_int_equal(comm_barrier(comm), STATUS_OK);
+    if (comm_rank(comm) == last) {
+        /* Comes after the others have given up; what they had sent is there, so it does not notice. */
+        sleep_s(1.5);
+        assert_int_equal(comm_all_reduce(comm, tensor_1d(x, DTYPE_I64, 3), COMM_SUM), STATUS_OK);
+    } else {
+        double begun_s = time_now_s();
+        assert_int_equal(comm_all_reduce(comm, tensor_1d(x, DTYPE_I64, 3), COMM_SUM), STATUS_COMM);
+        double waited_s = time_now_s() - begun_s;
+        assert_true(waited_s > 0.45 && waited_s < 1.4);
+        snprintf(expected, sizeof expected, "rank %d: all_reduce at step 12: waited 0.5 s for rank %d", comm_rank(comm),
+                 last);
+        assert_string_equal(error_message(), expected);
+        error_clear();
+        assert_int_equal(comm_barrier(comm), STATUS_COMM);
+        assert_non_null(strstr(error_message(), "an earlier collective failed"));
+        error_clear();
+        sleep_s(2);
+        /* Only here, so that MPI can be ended in order: the ranks are in step again. */
+        comm->faulted = false;
+        comm->active = NULL;
+    }
+    comm->deadline_s = 60;
+}
+
+int main(void) {
+    if (comm_open(&(struct comm_options){.deadline_s = 0.5}, &comm) != STATUS_OK) {
+        fprintf(stderr, "%s\n", error_message());
+        return 1;
+    }
+    comm->deadline_s = 60; /* of the barrier that lines the ranks up */
+    if (comm_barrier(comm) != STATUS_OK) return 1;
+    comm->deadline_s = 0.5;
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_late)};
+    int failures = cmocka_run_group_tests(tests, NULL, NULL);
+    return comm_close(&comm) != STATUS_OK || failures;
+}
