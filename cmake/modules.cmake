@@ -17,7 +17,7 @@ function(squint_module name folder)
 endfunction()
 
 squint_module(base src/base dep::xxhash Threads::Threads m)
-squint_module(config src/config squint_base dep::cyaml dep::yaml)
+squint_module(config src/config squint_base dep::yaml)
 include(cmake/kernels.cmake)
 squint_module(comm comm squint_base dep::mpi)
 squint_module(params src/params squint_config squint_ops squint_base)

@@ -1,5 +1,5 @@
-/* A run, as its YAML recipe describes it. Owns the texts that it points to; knows nothing of models or kinds: a kind's own
- * options are kept as words with their line, and checked by the kind (attention/registry). */
+/* A run, as its YAML recipe describes it. Owns the texts that it points to; knows nothing of models or kinds: a kind's
+ * own options are kept as words with their line, and checked by the kind (attention/registry). */
 #ifndef SQUINT_CONFIG_CONFIG_H
 #define SQUINT_CONFIG_CONFIG_H
 
@@ -33,7 +33,8 @@ struct config_attention {
 struct config_stage {
     char *name;
     enum objective objective;
-    char **train; /* patterns: "new", "all", "lora(8)", or parts of parameter names such as "attn.qkv" (params/params.h) */
+    char **
+        train; /* patterns: "new", "all", "lora(8)", or parts of parameter names such as "attn.qkv" (params/params.h) */
     size_t train_count;
     int64_t length, batch, steps; /* T; sequences in a step over all ranks; optimizer updates */
     double lr, lr_end;            /* peak; at the stage's end (default: lr/10) */
@@ -48,13 +49,13 @@ struct config {
     char *path; /* of the recipe, for messages */
     char *text; /* the resolved config as YAML: what a checkpoint stores; reading it gives an equal config */
     char *run;
-    char *teacher;               /* NULL with from_scratch */
+    char *teacher; /* NULL with from_scratch */
     bool from_scratch;
-    struct model_config scratch; /* vocabulary 0: taken from the shards */
-    char *tokenizer;             /* directory; NULL: the teacher's directory when it holds one */
+    struct model_config scratch;     /* vocabulary 0: taken from the shards */
+    char *tokenizer;                 /* directory; NULL: the teacher's directory when it holds one */
     char **train_data, **valid_data; /* patterns of shard paths */
     size_t train_data_count, valid_data_count;
-    bool documents_joined;       /* data.documents: separate (default) | joined */
+    bool documents_joined; /* data.documents: separate (default) | joined */
     struct config_attention *attention;
     size_t attention_count;
     struct config_stage *stages;
@@ -85,12 +86,16 @@ struct config {
     char *device; /* auto | cpu */
 };
 
-/* Reads the recipe at `path` and applies `overrides` ("--train.clip=0.5", "--stages.0.steps=10", "--stages.align.lr=1e-3").
- * STATUS_USAGE names file, line, key, the allowed values and what was found. */
+/* Reads the recipe at `path` and applies `overrides` ("--train.clip=0.5", "--stages.0.steps=10",
+ * "--stages.align.lr=1e-3"). STATUS_USAGE names file, line, key, the allowed values and what was found. */
 enum status config_read(const char *path, const char *const *overrides, size_t override_count, struct config *config);
 /* The same from text (a checkpoint's); `path` is for messages. */
 enum status config_parse(const char *path, const char *text, size_t length, const char *const *overrides,
                          size_t override_count, struct config *config);
+/* Writes config->text anew, after a field was changed. */
+enum status config_write_text(struct config *config);
+/* *text = a Markdown table of every key: allowed values, default, meaning. Release with free(). */
+enum status config_reference(char **text);
 void config_free(struct config *config); /* NULL-safe, twice-safe */
 
 #endif

@@ -20,21 +20,27 @@ struct model_config {
     int64_t vocabulary; /* V */
     int64_t positions;  /* P: rows of the learned table, or the length that rotary positions were trained on */
     double norm_epsilon;
-    double rope_theta;  /* Llama type */
-    /* "llama3" scaling of rotary frequencies (0 factor: none): factor, low and high frequency factors, original length */
+    double rope_theta; /* Llama type */
+    /* "llama3" scaling of rotary frequencies (0 factor: none): factor, low and high frequency factors, original length
+     */
     double rope_factor, rope_low_factor, rope_high_factor;
     int64_t rope_original_positions;
-    bool tied;          /* the head is the embedding */
-    bool qkv_bias;      /* biases of the q, k, v projections: GPT-2 true; Llama type: attention_bias */
-    bool output_bias;   /* bias of the attention's output projection */
+    bool tied;        /* the head is the embedding */
+    bool qkv_bias;    /* biases of the q, k, v projections: GPT-2 true; Llama type: attention_bias */
+    bool output_bias; /* bias of the attention's output projection */
     bool mlp_bias;
     bool causal;
     int64_t begin_of_text, end_of_text; /* ids; -1: none */
-    enum positions_beyond positions_beyond; /* how learned positions go beyond their table; a run's choice, not the model's */
+    enum positions_beyond
+        positions_beyond; /* how learned positions go beyond their table; a run's choice, not the model's */
 };
 
 /* GPT-2 type has learned positions, LayerNorm, GELU; Llama type rotary positions, RMSNorm, SwiGLU. */
-static inline bool model_has_learned_positions(const struct model_config *c) { return c->type == MODEL_GPT2; }
-static inline int64_t model_qkv_width(const struct model_config *c) { return (c->heads + 2 * c->kv_heads) * c->head_width; }
+static inline bool model_has_learned_positions(const struct model_config *c) {
+    return c->type == MODEL_GPT2;
+}
+static inline int64_t model_qkv_width(const struct model_config *c) {
+    return (c->heads + 2 * c->kv_heads) * c->head_width;
+}
 
 #endif
