@@ -1,9 +1,10 @@
-/* Hugging Face directories: config.json and safetensors <-> struct model_config and struct params. Owns the names and layouts that
- * transformers gives to GPT-2 and Llama type models; knows nothing of kinds but their words in squint.json.
+/* Hugging Face directories: config.json and safetensors <-> struct model_config and struct params. Owns the names and
+ * layouts that transformers gives to GPT-2 and Llama type models; knows nothing of kinds but their words in
+ * squint.json.
  *
- * A student is written as transformers can load it: its full-attention weights (LoRA added in) in model.safetensors, and
- * what transformers has no place for beside them: squint.json (kinds by layer) and squint.safetensors (the rows that
- * kinds added, under squint's names). */
+ * A student is written as transformers can load it: its full-attention weights (LoRA added in) in model.safetensors,
+ * and what transformers has no place for beside them: squint.json (kinds by layer) and squint.safetensors (the rows
+ * that kinds added, under squint's names). */
 #ifndef SQUINT_IO_HUGGINGFACE_H
 #define SQUINT_IO_HUGGINGFACE_H
 
@@ -11,22 +12,24 @@
 #include "params/params.h"
 
 /* Reads `directory`/config.json (model_type gpt2 or llama). positions_beyond is left POSITIONS_REFUSE.
- * STATUS_NOT_FOUND: no such file. STATUS_DAMAGED: a key is missing or has a wrong type or value, or is at odds with another.
- * STATUS_USAGE: a model that squint does not run (another type, activation, scaling of positions); each names file, key,
- * expected and found. */
+ * STATUS_NOT_FOUND: no such file. STATUS_DAMAGED: a key is missing or has a wrong type or value, or is at odds with
+ * another. STATUS_USAGE: a model that squint does not run (another type, activation, scaling of positions); each names
+ * file, key, expected and found. */
 enum status huggingface_read_config(const char *directory, struct model_config *model);
 
-/* Fills every row of a model's own table (params_new, params_place) from the directory's safetensors: F32, F16, BF16 or F64 ->
- * the table's dtype, a few MiB at a time. Names with and without "transformer." or "model." are known; buffers that old
- * files hold (attn.bias, attn.masked_bias, rotary_emb.inv_freq) are skipped; a head beside tied embeddings must equal them.
- * STATUS_DAMAGED lists the tensors that are missing, surplus, misshapen or of another dtype; then no row was changed. */
+/* Fills every row of a model's own table (params_new, params_place) from the directory's safetensors: F32, F16, BF16 or
+ * F64 -> the table's dtype, a few MiB at a time. Names with and without "transformer." or "model." are known; buffers
+ * that old files hold (attn.bias, attn.masked_bias, rotary_emb.inv_freq) are skipped; a head beside tied embeddings
+ * must equal them. STATUS_DAMAGED lists the tensors that are missing, surplus, misshapen or of another dtype; then no
+ * row was changed. */
 enum status huggingface_load(const char *directory, const struct model_config *model, struct params *params);
 
 /* A student's kinds, from `directory`/squint.json, as model_student takes them; *count 0 when the file is not there.
  * STATUS_DAMAGED names what is wrong. Release with huggingface_free_rules. */
 enum status huggingface_read_rules(const char *directory, struct config_attention **rules, size_t *count);
 void huggingface_free_rules(struct config_attention *rules, size_t count); /* NULL-safe */
-/* Fills the rows that kinds added (param.added) from `directory`/squint.safetensors. Same faults as huggingface_load. */
+/* Fills the rows that kinds added (param.added) from `directory`/squint.safetensors. Same faults as huggingface_load.
+ */
 enum status huggingface_load_added(const char *directory, struct params *params);
 
 struct huggingface_save {
