@@ -14,18 +14,6 @@
 #define NAME_EXPAND(name, variant) NAME_PASTE(name, variant)
 #define NAME(name)                 NAME_EXPAND(name, SQUINT_VARIANT)
 
-/* The kernels are compiled with -fassociative-math; this keeps one expression in the order in which it is written. */
-#ifdef __has_builtin
-#if __has_builtin(__builtin_assoc_barrier)
-#define KEEP_ORDER(expression) __builtin_assoc_barrier(expression)
-#elif __has_builtin(__arithmetic_fence) && defined(__x86_64__)
-#define KEEP_ORDER(expression) __arithmetic_fence(expression)
-#endif
-#endif
-#ifndef KEEP_ORDER
-#define KEEP_ORDER(expression) (expression)
-#endif
-
 #ifdef SQUINT_REAL_F64
 
 typedef double real;
@@ -60,12 +48,14 @@ typedef float real;
 enum { DTYPE_REAL = DTYPE_F32 };
 #define REAL_INFINITY INFINITY
 
-/* e^x within 1.5 units in the last place; results below 1.9e-38 become 0, so that nothing denormal is computed with.
- * -inf gives 0, +inf and overflow +inf, NaN NaN. No branch, no table: a loop of it vectorises.
- * x = n ln 2 + r with ln 2 in two parts, then a minimax polynomial of degree 6 on |r| <= ln 2 / 2. */
+/* e^x within 2 units in the last place; results below 1.9e-38 become 0, so that nothing denormal is computed with.
+ * -inf gives 0, +inf and overflow +inf, NaN NaN. No branch, no table: a loop of it vectorises, and nothing in it
+ * depends on an order of operations that -fassociative-math may change. x = n ln 2 + r; a minimax polynomial of degree
+ * 6 on |r| <= ln 2 / 2; n is added to the exponent. */
 static inline real real_exp(real x) {
-    real bounded = x > 89.0f ? 89.0f : x;
-    bounded = bounded < -86.9f ? -86.9f : bounded;
+    const real lowest = -86.9f, highest = 88.7228f;
+    real bounded = x > lowest ? x : lowest; /* NaN too: it never reaches the conversion to an integer */
+    bounded = bounded < highest ? bounded : highest;
     real scaled = bounded * 1.44269504f;
     int32_t n = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
     real multiple = (real)n;
@@ -73,21 +63,26 @@ static inline real real_exp(real x) {
     real r = __builtin_fmaf(multiple, -0.693147182f, bounded);
     r = __builtin_fmaf(multiple, 1.90465421e-9f, r);
 #else
-    real r = KEEP_ORDER(bounded - multiple * 0.693359375f); /* 9 bits of ln 2: the product is exact */
-    r = KEEP_ORDER(r + multiple * 2.12194440e-4f);
+    real r = (real)((double)bounded - (double)multiple * 0.69314718055994531);
 #endif
     real q = 0.0013814466f;
     q = q * r + 0.00836878084f;
     q = q * r + 0.0416683927f;
     q = q * r + 0.166665196f;
     q = q * r + 0.49999994f;
-    real p = KEEP_ORDER(r + r * r * q) + 1.0f;
-    /* 2^(n-1) is in range for every n from -126 to 128; the last doubling may overflow, as it should. */
-    uint32_t bits = (uint32_t)(n + 126) << 23;
-    real power;
-    memcpy(&power, &bits, sizeof power);
-    real result = KEEP_ORDER(p * power) * 2.0f;
-    return x < -86.9f ? 0.0f : result;
+#ifdef __FMA__
+    real p = __builtin_fmaf(q * r, r, r) + 1.0f;
+#else
+    real p = (r + q * (r * r)) + 1.0f;
+#endif
+    uint32_t bits;
+    memcpy(&bits, &p, sizeof bits);
+    bits += (uint32_t)n << 23;
+    real result;
+    memcpy(&result, &bits, sizeof result);
+    result = x > highest ? INFINITY : result;
+    result = x < lowest ? 0.0f : result;
+    return x != x ? x : result;
 }
 
 static inline real real_log(real x) {
