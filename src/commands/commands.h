@@ -4,4 +4,7 @@
 
 #include "commands/command.h"
 
+extern const struct command command_corpus;
+extern const struct command command_prep;
+
 #endif

@@ -3,5 +3,7 @@
 #include "commands/commands.h"
 
 const struct command *const command_table[] = {
+    &command_prep,
+    &command_corpus,
     NULL,
 };

@@ -1,0 +1,42 @@
+/* The sample corpus: simple English stories that introduce people, things and places early and ask for them late, so
+ * that a model must look far back to be right. Document i is a function of (seed, i) alone. The text is ASCII. */
+#ifndef SQUINT_DATA_PREP_CORPUS_H
+#define SQUINT_DATA_PREP_CORPUS_H
+
+#include "base/error.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+struct corpus_recall { /* an answer that only an earlier sentence gives away; in bytes */
+    int64_t start, length;
+    int64_t distance; /* from the place where the story last said it to `start` */
+};
+
+struct corpus_document {
+    char *text; /* NUL-terminated */
+    size_t length;
+    struct corpus_recall *recalls; /* ascending by start */
+    size_t recall_count;
+};
+
+/* Makes document `index` (about 600 to 8,000 bytes). Release with corpus_document_free. */
+enum status corpus_document_make(uint64_t seed, int64_t index, struct corpus_document *document);
+void corpus_document_free(struct corpus_document *document); /* NULL-safe, twice-safe */
+
+struct corpus_options {
+    uint64_t seed;
+    int64_t first;     /* index of the first document */
+    int64_t documents; /* so many; 0: until `bytes` of text are reached */
+    int64_t bytes;
+};
+
+struct corpus_summary {
+    int64_t documents, bytes, recalls;
+};
+
+/* Writes JSON lines {"document": i, "text": …, "recall": [{"start":, "length":, "distance":}, …]} and publishes them at
+ * `path`, or on standard output when `path` is "-". */
+enum status corpus_write(const char *path, const struct corpus_options *options, struct corpus_summary *summary);
+
+#endif
