@@ -17,13 +17,15 @@ struct loaded_options {
     bool with_teacher;   /* load a recorded teacher even where the model runs without it (an exported student) */
     bool bf16;           /* gemms may round their inputs to bf16 */
     enum positions_beyond positions; /* of learned positions; REFUSE: as a checkpoint's run chose */
+    int64_t length; /* learned positions are made to reach it, as `positions` says; 0: the model's own */
 };
 
 struct loaded_model {
     enum loaded_source source;
     char *path;                /* what was opened: of a run directory its step directory */
     struct model *model;       /* what MODEL is; its address stays */
-    struct model *teacher;     /* full attention; NULL: none recorded or asked for. `model` may share its values */
+    struct model *teacher;     /* full attention; NULL: none recorded or asked for */
+    struct model *base;        /* whose values `model` shares: the teacher, or an exported student's own; NULL: none */
     char *teacher_path;        /* directory; NULL: none */
     char *tokenizer;           /* its directory: MODEL's own, the run's, or the teacher's; NULL: none found */
     char identity[17];         /* params_hash of the model as hexadecimal digits */

@@ -1,0 +1,76 @@
+/* See with_model.h. */
+#include "commands/with_model.h"
+
+#include "base/log.h"
+
+#include <sched.h>
+#include <string.h>
+#include <unistd.h>
+
+static enum status read_choice(const char *command, const char *option, const char *text, const char *const *names,
+                               int count, int *index) {
+    if (!text) return STATUS_OK;
+    for (int i = 0; i < count; i++) {
+        if (strcmp(text, names[i]) != 0) continue;
+        *index = i;
+        return STATUS_OK;
+    }
+    return error_set(STATUS_USAGE, "%s: --%s: expected %s, %s%s%s, found \"%s\"", command, option, names[0], names[1],
+                     count > 2 ? ", " : "", count > 2 ? names[2] : "", text);
+}
+
+/* A launcher that binds ranks has divided the CPUs already; else they are divided here. */
+int with_model_threads(int64_t asked, int ranks_here) {
+    cpu_set_t mine;
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    int allowed = online > 0 ? (int)online : 1;
+    if (asked > 0) return (int)asked;
+    if (sched_getaffinity(0, sizeof mine, &mine) == 0) allowed = CPU_COUNT(&mine);
+    int share = (int)(online > 0 ? online : 1) / (ranks_here > 0 ? ranks_here : 1);
+    int threads = allowed < share ? allowed : share;
+    return threads > 0 ? threads : 1;
+}
+
+enum status with_model_device(const char *command, const char *device, int64_t threads, int ranks_here,
+                              const struct ops **ops) {
+    struct ops_options options = {.threads = with_model_threads(threads, ranks_here), .deterministic = true};
+    enum status status = ops_open(device ? device : "cpu", &options, ops);
+    return status == STATUS_OK ? status : error_prefix(status, "%s: --device", command);
+}
+
+static enum status open_here(const char *command, const struct model_options *options, bool with_teacher,
+                             int64_t length, struct with_model *with) {
+    static const char *const precisions[] = {"fp32", "bf16"}, *const positions[] = {"refuse", "interpolate", "tile"};
+    int precision = 0, beyond = 0;
+    if (!options->model) {
+        return error_set(STATUS_USAGE, "%s: --model: expected a model, found none; see squint %s --help", command,
+                         command);
+    }
+    TRY(read_choice(command, "precision", options->precision, precisions, 2, &precision));
+    TRY(read_choice(command, "positions", options->positions, positions, 3, &beyond));
+    TRY(with_model_device(command, options->device, options->threads, comm_node_size(with->comm), &with->ops));
+    struct loaded_options loaded = {.teacher = options->teacher,
+                                    .with_teacher = with_teacher,
+                                    .bf16 = precision == 1,
+                                    .positions = (enum positions_beyond)beyond,
+                                    .length = length};
+    return loaded_model_open(with->ops, options->model, &loaded, &with->loaded);
+}
+
+enum status with_model_open(const char *command, const struct model_options *options, bool parallel, bool with_teacher,
+                            int64_t length, struct with_model *with) {
+    memset(with, 0, sizeof *with);
+    TRY(parallel ? comm_open(NULL, &with->comm) : comm_open_single(&with->comm));
+    log_start(comm_rank(with->comm), false);
+    return comm_agree(with->comm, open_here(command, options, with_teacher, length, with));
+}
+
+enum status with_model_close(struct with_model *with, enum status status) {
+    int rank = with->comm ? comm_rank(with->comm) : 0;
+    loaded_model_close(&with->loaded);
+    if (with->ops) with->ops->close(with->ops);
+    with->ops = NULL;
+    KEEP_FIRST(status, comm_close(&with->comm));
+    if (rank != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    return status;
+}
