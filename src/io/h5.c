@@ -1,0 +1,246 @@
+/* HDF5 files: opening, publishing, what went wrong, element types. See h5.h. */
+#include "io/h5_internal.h"
+
+#include "base/file.h"
+#include "base/memory.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* --- what went wrong -------------------------------------------------------------------------------------------- */
+
+struct reason {
+    char *text;
+    size_t capacity;
+};
+
+static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *context) {
+    struct reason *reason = context;
+    if (depth == 0 && error->desc) snprintf(reason->text, reason->capacity, "%s", error->desc);
+    return 0;
+}
+
+void h5_reason(char *text, size_t capacity) {
+    snprintf(text, capacity, "no reason given");
+    (void)H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &(struct reason){text, capacity});
+    (void)H5Eclear2(H5E_DEFAULT);
+}
+
+enum status h5_failure(enum status code, const struct h5 *file, const char *object, const char *action) {
+    char reason[512];
+    h5_reason(reason, sizeof reason);
+    if (!object[0]) return error_set(code, "%s: cannot %s: %s", file->path, action, reason);
+    return error_set(code, "%s: %s: cannot %s: %s", file->path, object, action, reason);
+}
+
+/* Our messages take the place of HDF5's own printing. */
+static void quiet(void) {
+    (void)H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+
+/* --- files ------------------------------------------------------------------------------------------------------ */
+
+static hid_t access_properties(void) {
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    if (access < 0) return access;
+    /* Files appear by rename, so nobody ever meets one that is being written, and some network file systems refuse
+     * locks. The format of 1.8 has checksums over metadata. */
+    if (H5Pset_file_locking(access, 0, 1) >= 0 &&
+        H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_LATEST) >= 0) {
+        return access;
+    }
+    (void)H5Pclose(access);
+    return -1;
+}
+
+static enum status new_file(const char *path, struct h5 **file) {
+    enum status status = STATUS_OK;
+    *file = NULL;
+    TRY(memory_new(1, sizeof **file, path, file));
+    (*file)->id = -1;
+    status = memory_copy_text(path, &(*file)->path);
+    if (status != STATUS_OK) {
+        free(*file);
+        *file = NULL;
+    }
+    return status;
+}
+
+static void free_file(struct h5 **file) {
+    free((*file)->path);
+    free((*file)->temporary);
+    free(*file);
+    *file = NULL;
+}
+
+enum status h5_create(const char *path, size_t align_from, struct h5 **file) {
+    enum status status = STATUS_OK;
+    hid_t access = -1;
+    quiet();
+    TRY(new_file(path, file));
+    TRY_GOTO(done, memory_format(&(*file)->temporary, "%s.tmp-%ld", path, (long)getpid()));
+    /* HDF5's own message for a directory that is absent or forbidden is long and says less. */
+    int probe = open((*file)->temporary, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0666);
+    if (probe < 0) {
+        status = error_set(STATUS_IO, "%s: cannot create it: %s", (*file)->temporary, strerror(errno));
+        goto done;
+    }
+    close(probe);
+    access = access_properties();
+    if (access >= 0 && (align_from == 0 || H5Pset_alignment(access, align_from, 1 << 20) >= 0)) {
+        (*file)->id = H5Fcreate((*file)->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    }
+    if ((*file)->id < 0) {
+        status = h5_failure(STATUS_IO, *file, "", "create it");
+        (void)unlink((*file)->temporary);
+    }
+done:
+    H5_CLOSE(H5Pclose, access);
+    if (status != STATUS_OK) free_file(file);
+    return status;
+}
+
+/* Closes a file that is not wanted. What HDF5 still has in memory would be written, which fails on a full disk and
+ * leaves the library unable to end in order: so its writes are led into memory that vanishes with the descriptor. */
+static void discard(struct h5 *file) {
+    void *handle = NULL;
+    if (file->id < 0) return;
+    (void)unlink(file->temporary);
+    int memory = memfd_create("squint-discarded", MFD_CLOEXEC);
+    if (memory >= 0) {
+        if (H5Fget_vfd_handle(file->id, H5P_DEFAULT, &handle) >= 0 && handle) (void)dup2(memory, *(int *)handle);
+        close(memory);
+    }
+    (void)H5Fclose(file->id);
+    (void)H5Eclear2(H5E_DEFAULT);
+    file->id = -1;
+}
+
+enum status h5_publish(struct h5 **handle) {
+    struct h5 *file = *handle;
+    enum status status = STATUS_OK;
+    /* Flushing first: a failure here still leaves a file that can be discarded, one in closing does not. */
+    if (H5Fflush(file->id, H5F_SCOPE_LOCAL) < 0) {
+        status = h5_failure(STATUS_IO, file, "", "write it");
+    } else if (H5Fclose(file->id) < 0) {
+        status = h5_failure(STATUS_IO, file, "", "write it");
+        (void)unlink(file->temporary);
+        file->id = -1;
+    } else {
+        file->id = -1;
+        status = file_publish(file->temporary, file->path);
+    }
+    discard(file);
+    free_file(handle);
+    return status;
+}
+
+bool h5_is_hdf5(const char *path) {
+    static const char signature[8] = "\x89HDF\r\n\x1a\n";
+    char begin[8] = {0};
+    FILE *file = fopen(path, "rbe");
+    if (!file) return false;
+    bool same = fread(begin, 1, sizeof begin, file) == sizeof begin && memcmp(begin, signature, sizeof begin) == 0;
+    fclose(file);
+    return same;
+}
+
+enum status h5_open(const char *path, struct h5 **file) {
+    int64_t bytes = 0;
+    quiet();
+    *file = NULL;
+    TRY(file_size(path, &bytes));
+    if (file_is_directory(path)) return error_set(STATUS_IO, "%s: is a directory, expected an HDF5 file", path);
+    if (access(path, R_OK) != 0) return error_set(STATUS_IO, "%s: cannot open it: %s", path, strerror(errno));
+    if (!h5_is_hdf5(path)) {
+        return error_set(STATUS_DAMAGED, "%s: expected an HDF5 file, found %lld bytes that do not begin as one", path,
+                         (long long)bytes);
+    }
+    TRY(new_file(path, file));
+    hid_t properties = access_properties();
+    (*file)->id = properties < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, properties);
+    H5_CLOSE(H5Pclose, properties);
+    if ((*file)->id >= 0) return STATUS_OK;
+    enum status status = h5_failure(STATUS_DAMAGED, *file, "", "open it as HDF5");
+    free_file(file);
+    return status;
+}
+
+void h5_close(struct h5 **file) {
+    if (!file || !*file) return;
+    if ((*file)->temporary) {
+        discard(*file);
+    } else {
+        (void)H5Fclose((*file)->id);
+    }
+    free_file(file);
+}
+
+const char *h5_path(const struct h5 *file) {
+    return file->path;
+}
+
+/* --- element types ---------------------------------------------------------------------------------------------- */
+
+/* IEEE half precision: 1 sign bit, 5 of exponent (bias 15), 10 of mantissa. */
+static hid_t half_type(void) {
+    hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+    if (type >= 0 && H5Tset_fields(type, 15, 10, 5, 0, 10) >= 0 && H5Tset_size(type, 2) >= 0 &&
+        H5Tset_ebias(type, 15) >= 0) {
+        return type;
+    }
+    H5_CLOSE(H5Tclose, type);
+    return -1;
+}
+
+hid_t h5_file_type(enum dtype dtype) {
+    switch (dtype) {
+    case DTYPE_F32:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    case DTYPE_F64:
+        return H5Tcopy(H5T_IEEE_F64LE);
+    case DTYPE_F16:
+        return half_type();
+    case DTYPE_I32:
+        return H5Tcopy(H5T_STD_I32LE);
+    case DTYPE_I64:
+        return H5Tcopy(H5T_STD_I64LE);
+    case DTYPE_U8:
+        return H5Tcopy(H5T_STD_U8LE);
+    case DTYPE_BF16:
+    case DTYPE_U16:
+        return H5Tcopy(H5T_STD_U16LE);
+    case DTYPE_U32:
+        return H5Tcopy(H5T_STD_U32LE);
+    case DTYPE_U64:
+        return H5Tcopy(H5T_STD_U64LE);
+    }
+    return -1;
+}
+
+/* Little-endian machines only: memory looks as the file does. */
+hid_t h5_memory_type(enum dtype dtype) {
+    return h5_file_type(dtype);
+}
+
+bool h5_dtype_of(hid_t type, enum dtype *dtype) {
+    H5T_class_t class = H5Tget_class(type);
+    size_t bytes = H5Tget_size(type);
+    if (class == H5T_FLOAT) {
+        *dtype = bytes == 2 ? DTYPE_F16 : bytes == 4 ? DTYPE_F32 : DTYPE_F64;
+        return bytes == 2 || bytes == 4 || bytes == 8;
+    }
+    if (class != H5T_INTEGER) return false;
+    bool is_signed = H5Tget_sign(type) == H5T_SGN_2;
+    if (is_signed) {
+        *dtype = bytes == 4 ? DTYPE_I32 : DTYPE_I64;
+        return bytes == 4 || bytes == 8;
+    }
+    *dtype = bytes == 1 ? DTYPE_U8 : bytes == 2 ? DTYPE_U16 : bytes == 4 ? DTYPE_U32 : DTYPE_U64;
+    return bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8;
+}

@@ -1,0 +1,32 @@
+/* What the files h5*.c share. With them, the only place that includes hdf5.h. */
+#ifndef SQUINT_IO_H5_INTERNAL_H
+#define SQUINT_IO_H5_INTERNAL_H
+
+#include "io/h5.h"
+
+#include <hdf5.h>
+
+struct h5 {
+    char *path;
+    char *temporary; /* where a file that is being written lies; NULL for one that is read */
+    hid_t id;
+};
+
+/* "PATH: dataset NAME: cannot ACTION: what HDF5 says"; clears HDF5's error stack. `object`: "" for the file itself. */
+enum status h5_failure(enum status code, const struct h5 *file, const char *object, const char *action);
+/* What HDF5 says of its last fault, innermost. */
+void h5_reason(char *text, size_t capacity);
+
+/* The type of an element in memory and in a file; release with H5Tclose. */
+hid_t h5_memory_type(enum dtype dtype);
+hid_t h5_file_type(enum dtype dtype);
+/* *dtype of a file's type; false: none that squint uses. */
+bool h5_dtype_of(hid_t type, enum dtype *dtype);
+
+/* 'close(id)' for an id that may not have been opened. */
+#define H5_CLOSE(close, id)                                                                                            \
+    do {                                                                                                               \
+        if ((id) >= 0) (void)close(id);                                                                                \
+    } while (0)
+
+#endif
