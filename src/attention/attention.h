@@ -32,7 +32,6 @@ struct attention_pass {
     /* backward only */
     struct tensor d_o;        /* [B,T,H,D] */
     struct tensor dq, dk, dv; /* written, views as q, k, v */
-    struct tensor dx;         /* [B·T,C]; += when the kind reads x */
 };
 
 /* Decoding: `batch` sequences in step, one token each at a time. */

@@ -45,7 +45,8 @@ struct plan {
     struct tensor delta;                 /* [N,C] what the last sub-layer adds to the stream */
     struct tensor final_x, final_mean, final_rstd, hidden;
     /* backward */
-    struct tensor d_x, d_n, d_o, d_qkv, d_up, d_low;
+    struct tensor d_x, d_n, d_o, d_qkv, d_low;
+    struct tensor d_h; /* [N,F]; also h, when that is not saved: their lives do not meet. d_n is delta likewise */
     /* align */
     struct tensor sums; /* [2] F64 on the device */
 };
@@ -70,16 +71,22 @@ struct qkv_views qkv_split(const struct model_config *config, struct tensor qkv,
 
 /* q, k, v of one layer from its normed input, rotary positions applied. */
 enum status layer_project(struct plan *plan, int64_t layer, struct tensor n1, struct tensor qkv, struct tensor low);
-/* One layer, its input being x + delta (delta may be none); leaves what it adds last in plan->delta. attended: called after attention when
- * not NULL. */
-typedef enum status (*attended_function)(void *user, int64_t layer, struct plan *plan);
-enum status layer_forward(struct plan *plan, int64_t layer, struct tensor x, struct tensor delta,
-                          attended_function attended, void *user);
-/* Checks and uploads a batch. */
+/* What stands in for the kind's forward pass: decoding from a cache, or aligning a student beside it. */
+struct attend {
+    enum status (*run)(void *user, int64_t layer, struct plan *plan);
+    void *user;
+    bool nothing_after; /* the network ends with the last layer's attention */
+};
+/* One layer, its input being x + delta (delta may be none), saved as the layer's x; leaves what it adds last in plan->delta, unless
+ * `again`: the backward pass only needs what is saved. attend: NULL for the kind's own forward pass. */
+enum status layer_forward(struct plan *plan, int64_t layer, struct tensor x, struct tensor delta, bool again,
+                          const struct attend *attend);
+/* Checks and uploads ids, positions and document starts, host [N] each. */
+enum status plan_load(struct plan *plan, const int32_t *ids, const int32_t *positions, const int32_t *start);
 enum status plan_load_batch(struct plan *plan, const struct batch *batch);
-/* x = embeddings of the loaded batch. */
-enum status embed_batch(struct plan *plan, struct tensor x);
+/* The forward pass of what is loaded. */
+enum status network_forward(struct plan *plan, const struct attend *attend);
 /* Fills a pass description of `layer` from the plan. */
-struct attention_pass attention_pass_of(struct plan *plan, int64_t layer, struct tensor qkv);
+struct attention_pass attention_pass_of(struct plan *plan, int64_t layer, struct tensor n1, struct tensor qkv, struct tensor o);
 
 #endif

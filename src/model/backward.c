@@ -1,0 +1,195 @@
+/* The backward pass, and objective `attention`. No gradient is computed that nothing trained needs. */
+#include "model/internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static struct tensor grad_of(const struct param *row) { return row && row->trained ? row->grad : tensor_none(); }
+
+static bool trained(const struct param *row) { return row && row->trained; }
+
+static enum status norm_gradient(const struct model *model, const struct param *weight, const struct param *bias,
+                                 struct tensor dy, struct tensor x, struct tensor mean, struct tensor rstd,
+                                 struct tensor dx, bool overwrite) {
+    bool layer_norm = model->config.type == MODEL_GPT2;
+    struct norm_backward norm = {
+        .kind = layer_norm ? NORM_LAYER : NORM_RMS, .dy = dy, .x = x, .weight = weight->value,
+        .mean = layer_norm ? mean : tensor_none(), .rstd = rstd, .dx = dx, .dweight = grad_of(weight),
+        .dbias = grad_of(bias), .overwrite_dx = overwrite,
+    };
+    return model->params.ops->norm_backward(model->params.ops, &norm);
+}
+
+static enum status mlp_backward(struct plan *plan, int64_t layer) {
+    const struct model *model = plan->model;
+    const struct ops *ops = model->params.ops;
+    const struct layer_params *p = &plan->params[layer];
+    struct layer_saved *s = &plan->saved[layer];
+    struct tensor d_up = model->config.type == MODEL_LLAMA ? s->pre : plan->d_h;
+    /* Where h was not saved its memory is d_h, and down does not train. */
+    TRY(linear_backward(model, &p->down, plan->d_x, s->h, tensor_none(), tensor_none(), plan->d_h));
+    if (model->config.type == MODEL_LLAMA) {
+        TRY(ops->swiglu_backward(ops, plan->d_h, s->pre, d_up));
+    } else {
+        TRY(ops->gelu_backward(ops, plan->d_h, s->pre, d_up));
+    }
+    TRY(linear_backward(model, &p->up, d_up, s->n2, tensor_none(), tensor_none(), plan->d_n));
+    return norm_gradient(model, p->norm2, p->norm2_bias, plan->d_n, s->middle, s->mean2, s->rstd2, plan->d_x, false);
+}
+
+static enum status unrotate(struct plan *plan, struct tensor d_qkv) {
+    const struct model *model = plan->model;
+    const struct ops *ops = model->params.ops;
+    if (model_has_learned_positions(&model->config)) return STATUS_OK;
+    struct qkv_views views = qkv_split(&model->config, d_qkv, plan->options.batch, plan->options.length);
+    struct rope rope = {.x = views.q, .frequencies = plan->frequencies, .inverse = true,
+                        .positions = tensor_2d(plan->positions.data, DTYPE_I32, plan->options.batch, plan->options.length)};
+    TRY(ops->rope(ops, &rope));
+    rope.x = views.k;
+    return ops->rope(ops, &rope);
+}
+
+/* d_o -> d_qkv through the kind and the rotary positions. */
+static enum status kind_backward(struct plan *plan, int64_t layer, struct tensor n1, struct tensor qkv, struct tensor o) {
+    const struct model *model = plan->model;
+    const struct model_config *c = &model->config;
+    struct attention_pass pass = attention_pass_of(plan, layer, n1, qkv, o);
+    struct qkv_views d = qkv_split(c, plan->d_qkv, plan->options.batch, plan->options.length);
+    pass.d_o = tensor_split_heads(plan->d_o, plan->options.batch, plan->options.length, c->heads, c->head_width);
+    pass.dq = d.q;
+    pass.dk = d.k;
+    pass.dv = d.v;
+    TRY(model->layers[layer].kind->backward(&model->layers[layer], &pass));
+    return unrotate(plan, plan->d_qkv);
+}
+
+static enum status attention_backward(struct plan *plan, int64_t layer, bool input_needed) {
+    const struct model *model = plan->model;
+    const struct layer_params *p = &plan->params[layer];
+    struct layer_saved *s = &plan->saved[layer];
+    TRY(linear_backward(model, &p->out, plan->d_x, s->o, s->out_low, plan->d_low, plan->d_o));
+    TRY(kind_backward(plan, layer, s->n1, s->qkv, s->o));
+    bool through_norm = input_needed || trained(p->norm1) || trained(p->norm1_bias);
+    TRY(linear_backward(model, &p->qkv, plan->d_qkv, s->n1, s->qkv_low, plan->d_low,
+                        through_norm ? plan->d_n : tensor_none()));
+    if (!through_norm) return STATUS_OK;
+    return norm_gradient(model, p->norm1, p->norm1_bias, plan->d_n, s->x, s->mean1, s->rstd1, plan->d_x, false);
+}
+
+/* The layer down to which a row needs the gradient: its own; 0 of embeddings and of rows that all layers share; `layers` of the
+ * final norm and the head, which need none. */
+static int64_t layer_of(const struct param *row, int64_t layers) {
+    if (strncmp(row->name, "norm.", 5) == 0 || strncmp(row->name, "head.", 5) == 0) return layers;
+    return strncmp(row->name, "h.", 2) == 0 ? strtoll(row->name + 2, NULL, 10) : 0;
+}
+
+static int64_t lowest_trained(const struct model *model) {
+    int64_t lowest = model->config.layers;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *row = &model->params.rows[i];
+        int64_t layer = row->trained ? layer_of(row, model->config.layers) : lowest;
+        if (layer < lowest) lowest = layer;
+    }
+    return lowest;
+}
+
+/* One layer: gradient of the stream in plan->d_x, changed in place. */
+static enum status layer_backward(struct plan *plan, int64_t layer, bool input_needed) {
+    /* The shared set still holds the last layer's forward pass. */
+    if (plan->options.recompute && layer + 1 < plan->model->config.layers) {
+        TRY(layer_forward(plan, layer, plan->saved[layer].x, tensor_none(), true, NULL));
+    }
+    TRY(mlp_backward(plan, layer));
+    return attention_backward(plan, layer, input_needed);
+}
+
+enum status model_backward(struct plan *plan, struct tensor d_hidden) {
+    const struct model *model = plan->model;
+    const struct params *params = &model->params;
+    const struct param *wte = params_find(params, "wte"), *wpe = params_find(params, "wpe");
+    bool embeddings = trained(wte) || trained(wpe);
+    int64_t lowest = lowest_trained(model);
+    TRY(norm_gradient(model, params_find(params, "norm.weight"), params_find(params, "norm.bias"), d_hidden, plan->final_x,
+                      plan->final_mean, plan->final_rstd, plan->d_x, true));
+    for (int64_t l = model->config.layers - 1; l >= lowest; l--) {
+        enum status status = layer_backward(plan, l, embeddings || l > lowest);
+        if (status != STATUS_OK) return error_prefix(status, "layer %lld, backward", (long long)l);
+    }
+    if (!embeddings) return STATUS_OK;
+    struct embedding_backward embedding = {.ids = plan->ids, .positions = plan->positions, .dx = plan->d_x,
+                                           .dtable = grad_of(wte), .dposition_table = grad_of(wpe)};
+    return params->ops->embedding_backward(params->ops, &embedding);
+}
+
+/* --- objective `attention` ---------------------------------------------------------------------------------------- */
+
+struct align {
+    struct plan *student;
+    const double *denominators;
+    double scale, *errors, *norms;
+};
+
+static enum status measure_error(struct plan *plan, struct tensor o, struct tensor target, double *error, double *norm) {
+    const struct ops *ops = plan->model->params.ops;
+    double sums[2];
+    TRY(ops->sum_squared_difference(ops, o, target, tensor_rows(plan->sums, 0, 1)));
+    TRY(ops->sum_squares(ops, target, tensor_rows(plan->sums, 1, 1)));
+    TRY(ops->download(ops, plan->sums, sums));
+    *error = sums[0];
+    *norm = sums[1];
+    return STATUS_OK;
+}
+
+/* Does anything of the layer's attention train before its output? */
+static bool layer_learns(const struct plan *plan, int64_t layer) {
+    if (linear_trains(&plan->params[layer].qkv)) return true;
+    const struct params *params = &plan->model->params;
+    for (int64_t i = 0; i < params->count; i++) {
+        const struct param *row = &params->rows[i];
+        if (row->trained && row->added && layer_of(row, plan->model->config.layers) <= layer) return true;
+    }
+    return false;
+}
+
+static enum status align_layer(void *user, int64_t layer, struct plan *teacher) {
+    struct align *align = user;
+    struct plan *plan = align->student;
+    const struct model *model = plan->model;
+    const struct ops *ops = model->params.ops;
+    const struct attention_layer *attention = &model->layers[layer], *taught = &teacher->model->layers[layer];
+    const struct linear *projection = &plan->params[layer].qkv;
+    const struct layer_saved *target = &teacher->saved[layer];
+    struct layer_saved *s = &plan->saved[layer];
+    bool own = projection->weight->owned || projection->lora_a || (projection->bias && projection->bias->owned);
+    struct tensor qkv = target->qkv;
+    struct attention_pass lesson = attention_pass_of(teacher, layer, target->n1, target->qkv, target->o);
+    TRY(taught->kind->forward(taught, &lesson));
+    if (own) {
+        qkv = s->qkv;
+        TRY(layer_project(plan, layer, target->n1, qkv, s->qkv_low));
+    }
+    struct attention_pass pass = attention_pass_of(plan, layer, target->n1, qkv, s->o);
+    TRY(attention->kind->forward(attention, &pass));
+    TRY(measure_error(plan, s->o, target->o, &align->errors[layer], &align->norms[layer]));
+    double denominator = align->denominators ? align->denominators[layer] : align->norms[layer];
+    if (align->scale == 0 || denominator <= 0 || !layer_learns(plan, layer)) return STATUS_OK;
+    TRY(ops->copy(ops, s->o, plan->d_o));
+    TRY(ops->add_scaled(ops, -1, target->o, plan->d_o));
+    TRY(ops->scale(ops, 2 * align->scale / denominator, plan->d_o));
+    TRY(kind_backward(plan, layer, target->n1, qkv, s->o));
+    if (!linear_trains(projection)) return STATUS_OK;
+    return linear_backward(model, projection, plan->d_qkv, target->n1, s->qkv_low, plan->d_low, tensor_none());
+}
+
+enum status model_align(struct plan *teacher_plan, struct plan *student_plan, const struct batch *batch,
+                        const double *denominators, double scale, double *errors, double *norms) {
+    struct align align = {.student = student_plan, .denominators = denominators, .scale = scale, .errors = errors,
+                          .norms = norms};
+    if (!student_plan->options.align || teacher_plan->rows != student_plan->rows) {
+        return error_set(STATUS_FAILED, "objective attention: the student's plan must be an align plan of the same size");
+    }
+    struct attend attend = {.run = align_layer, .user = &align, .nothing_after = true};
+    TRY(plan_load_batch(student_plan, batch));
+    TRY(plan_load_batch(teacher_plan, batch));
+    return network_forward(teacher_plan, &attend);
+}
