@@ -57,7 +57,11 @@ static inline real real_exp(real x) {
     real bounded = x > lowest ? x : lowest; /* NaN too: it never reaches the conversion to an integer */
     bounded = bounded < highest ? bounded : highest;
     real scaled = bounded * 1.44269504f;
+#ifdef __SSE4_1__
+    int32_t n = (int32_t)__builtin_rintf(scaled);
+#else
     int32_t n = (int32_t)(scaled + (scaled < 0 ? -0.5f : 0.5f));
+#endif
     real multiple = (real)n;
 #ifdef __FMA__
     real r = __builtin_fmaf(multiple, -0.693147182f, bounded);
@@ -78,11 +82,13 @@ static inline real real_exp(real x) {
     uint32_t bits;
     memcpy(&bits, &p, sizeof bits);
     bits += (uint32_t)n << 23;
+    /* Masks instead of conditions: a compiler may not move work behind a branch, which would keep loops from
+     * vectorising. */
+    uint32_t over = -(uint32_t)(x > highest), in_range = -(uint32_t)(x >= lowest), nan = -(uint32_t)(x != x);
+    bits = (((bits & ~over) | (0x7f800000u & over)) & in_range) | nan;
     real result;
     memcpy(&result, &bits, sizeof result);
-    result = x > highest ? INFINITY : result;
-    result = x < lowest ? 0.0f : result;
-    return x != x ? x : result;
+    return result;
 }
 
 static inline real real_log(real x) {
