@@ -1,0 +1,136 @@
+/* Decoding from caches equals the parallel pass, for every kind, past windows and across documents; and changing a token changes no
+ * logit before it. */
+#include "support/check.h"
+
+#include "model/model.h"
+
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { VOCABULARY = 31, LENGTH = 41, BATCH = 3 };
+
+static const struct model_config configs[] = {
+    {.type = MODEL_GPT2, .layers = 2, .heads = 3, .kv_heads = 3, .head_width = 8, .width = 24, .mlp_width = 40,
+     .vocabulary = VOCABULARY, .positions = 64, .norm_epsilon = 1e-5, .tied = true, .qkv_bias = true, .output_bias = true,
+     .mlp_bias = true, .causal = true},
+    {.type = MODEL_LLAMA, .layers = 2, .heads = 6, .kv_heads = 2, .head_width = 8, .width = 20, .mlp_width = 28,
+     .vocabulary = VOCABULARY, .positions = 64, .norm_epsilon = 1e-5, .rope_theta = 10000, .causal = true},
+};
+
+static const struct {
+    const char *name;
+    const char *candidates[4], *start[4];
+    size_t count;
+} mixtures[] = {
+    {"full", {NULL}, {NULL}, 0},
+    {"window and sinks", {"window(5)", "sinks(2)"}, {"0.8", "0.3"}, 2},
+    {"dead full", {"full", "window(7)", "sinks(3)"}, {"0", "0.6", "0.4"}, 3},
+    {"scattered", {"offset(3)", "dilated(4,3)", "stride(6)", "blocks(5)"}, {"0.2", "0.5", "-0.1", "0.4"}, 4},
+    {"far offset", {"window(2)", "offset(17)", "sinks(1)"}, {"0.5", "0.25", "0.25"}, 3},
+    {"overlapping", {"window(9)", "window(3)", "sinks(20)", "full"}, {"0.5", "0.25", "0.15", "0.1"}, 4},
+};
+
+static int32_t ids[BATCH * LENGTH], start[BATCH * LENGTH];
+
+/* Sequence 0 is one document; the others break at different places. */
+static void make_tokens(void) {
+    static const int cuts[BATCH][2] = {{LENGTH, LENGTH}, {11, 30}, {1, 2}};
+    for (int b = 0; b < BATCH; b++) {
+        for (int t = 0; t < LENGTH; t++) {
+            ids[b * LENGTH + t] = (int32_t)rng_below(3, RNG_TEST, (uint64_t)(b * LENGTH + t), VOCABULARY);
+            start[b * LENGTH + t] = t >= cuts[b][1] ? cuts[b][1] : t >= cuts[b][0] ? cuts[b][0] : 0;
+        }
+    }
+}
+
+static void parallel_logits(const struct model *model, float *out) {
+    struct plan_options options = {.batch = BATCH, .length = LENGTH};
+    struct head_options head_options = {.rows = BATCH * LENGTH, .budget_bytes = 4096};
+    struct batch batch = {.batch = BATCH, .length = LENGTH, .ids = ids, .start = start};
+    struct plan *plan = NULL;
+    struct head *head = NULL;
+    struct tensor hidden;
+    CHECK_OK(plan_open(model, &options, &plan));
+    CHECK_OK(head_open(NULL, model, &head_options, &head));
+    CHECK_OK(model_forward(plan, &batch, &hidden));
+    CHECK_OK(head_logits(head, hidden, 0, BATCH * LENGTH, false, out));
+    head_close(&head);
+    plan_close(&plan);
+}
+
+static void check_decoding(const struct model *model, const float *expected, const char *name) {
+    struct decoder *decoder = NULL;
+    float *found = malloc(sizeof *found * BATCH * VOCABULARY);
+    CHECK_OK(decoder_open(model, BATCH, LENGTH, &decoder));
+    for (int t = 0; t < LENGTH; t++) {
+        int32_t tokens[BATCH];
+        bool begins[BATCH];
+        for (int b = 0; b < BATCH; b++) {
+            tokens[b] = ids[b * LENGTH + t];
+            begins[b] = start[b * LENGTH + t] == t;
+        }
+        CHECK_OK(decoder_step(decoder, tokens, begins, found));
+        for (int b = 0; b < BATCH; b++) {
+            for (int v = 0; v < VOCABULARY; v++) {
+                float e = expected[(b * LENGTH + t) * VOCABULARY + v], f = found[b * VOCABULARY + v];
+                if (!(fabsf(e - f) <= 1e-4f * fmaxf(1, fabsf(e)))) {
+                    fail_msg("%s: sequence %d, token %d, id %d: expected %g, found %g", name, b, t, v, (double)e, (double)f);
+                }
+            }
+        }
+    }
+    CHECK_STATUS(STATUS_USAGE, decoder_step(decoder, ids, NULL, NULL)); /* the cache is full */
+    decoder_close(&decoder);
+    free(found);
+}
+
+static void check_no_leak(const struct model *model, const float *before, const char *name) {
+    const int changed = 23;
+    int32_t keep = ids[changed];
+    float *after = malloc(sizeof *after * BATCH * LENGTH * VOCABULARY);
+    ids[changed] = (keep + 1) % VOCABULARY;
+    parallel_logits(model, after);
+    ids[changed] = keep;
+    if (memcmp(before, after, sizeof *after * (size_t)changed * VOCABULARY) != 0) fail_msg("%s: a later token changed a logit", name);
+    assert_true(memcmp(before + changed * VOCABULARY, after + changed * VOCABULARY, sizeof *after * VOCABULARY) != 0);
+    free(after);
+}
+
+static void check_mixture(const struct ops *ops, const struct model_config *config, size_t which) {
+    struct model teacher, student;
+    struct config_option options[2] = {{.key = "candidates", .words = (char **)mixtures[which].candidates, .count = mixtures[which].count},
+                                       {.key = "start", .words = (char **)mixtures[which].start, .count = mixtures[which].count}};
+    bool full = mixtures[which].count == 0;
+    struct config_attention rule = {.first = 0, .last = -1, .kind = full ? "full" : "masks", .options = options,
+                                    .option_count = full ? 0 : 2};
+    float *expected = malloc(sizeof *expected * BATCH * LENGTH * VOCABULARY);
+    CHECK_OK(model_new(ops, config, false, &teacher));
+    CHECK_OK(model_initialise(&teacher, 5));
+    CHECK_OK(model_student(&teacher, "test", &rule, 1, NULL, 0, false, 1, &student));
+    parallel_logits(&student, expected);
+    check_decoding(&student, expected, mixtures[which].name);
+    check_no_leak(&student, expected, mixtures[which].name);
+    model_free(&student);
+    model_free(&teacher);
+    free(expected);
+}
+
+static void test_decoding(void **state) {
+    (void)state;
+    const struct ops *ops = NULL;
+    struct ops_options options = {.threads = 2};
+    make_tokens();
+    CHECK_OK(ops_open("guard:cpu", &options, &ops));
+    for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
+        for (size_t m = 0; m < sizeof mixtures / sizeof *mixtures; m++) check_mixture(ops, &configs[c], m);
+    }
+    ops->close(ops);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,233 @@
+/* The whole model's backward pass against central differences in double: every parameter tensor of every type, every objective,
+ * with and without recomputing, LoRA and masks included. */
+#include "support/check.h"
+
+#include "model/model.h"
+
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct row {
+    const char *name;
+    struct model_config config;
+    int64_t batch, length;
+    bool documents; /* two documents in each sequence */
+};
+
+static const struct row rows[] = {
+    {"gpt2 tied", {.type = MODEL_GPT2, .layers = 2, .heads = 3, .kv_heads = 3, .head_width = 4, .width = 12, .mlp_width = 20,
+                   .vocabulary = 19, .positions = 16, .norm_epsilon = 1e-5, .tied = true, .qkv_bias = true, .output_bias = true,
+                   .mlp_bias = true, .causal = true}, 2, 7, true},
+    {"gpt2 untied, T=1", {.type = MODEL_GPT2, .layers = 1, .heads = 2, .kv_heads = 2, .head_width = 6, .width = 12, .mlp_width = 9,
+                          .vocabulary = 11, .positions = 4, .norm_epsilon = 1e-5, .qkv_bias = true, .output_bias = true,
+                          .mlp_bias = true, .causal = true}, 3, 1, false},
+    {"llama, 4 heads over 2", {.type = MODEL_LLAMA, .layers = 2, .heads = 4, .kv_heads = 2, .head_width = 6, .width = 10,
+                               .mlp_width = 14, .vocabulary = 23, .positions = 64, .norm_epsilon = 1e-5, .rope_theta = 10000,
+                               .causal = true}, 2, 9, true},
+    {"llama tied", {.type = MODEL_LLAMA, .layers = 1, .heads = 2, .kv_heads = 1, .head_width = 4, .width = 8, .mlp_width = 6,
+                    .vocabulary = 13, .positions = 64, .norm_epsilon = 1e-6, .rope_theta = 500, .tied = true, .causal = true},
+     1, 5, false},
+};
+
+struct setup {
+    const struct ops *ops;
+    struct model teacher, student;
+    struct batch batch;
+    int32_t *ids, *targets, *start;
+};
+
+static void jitter(struct model *model, double size, uint64_t seed) {
+    const struct ops *ops = model->params.ops;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *row = &model->params.rows[i];
+        if (!row->owned) continue;
+        int64_t count = tensor_count(row->value);
+        double *values = malloc((size_t)count * sizeof *values);
+        CHECK_OK(ops->download(ops, row->value, values));
+        for (int64_t e = 0; e < count; e++) {
+            values[e] += size * rng_normal(seed, rng_substream(RNG_TEST, (uint64_t)i), (uint64_t)e);
+        }
+        CHECK_OK(ops->upload(ops, row->value, values));
+        free(values);
+    }
+}
+
+static void make_batch(struct setup *s, const struct row *row) {
+    int64_t n = row->batch * row->length;
+    s->ids = malloc((size_t)n * sizeof *s->ids);
+    s->targets = malloc((size_t)n * sizeof *s->targets);
+    s->start = malloc((size_t)n * sizeof *s->start);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t t = i % row->length, cut = row->length / 2;
+        s->ids[i] = (int32_t)rng_below(1, RNG_TEST, (uint64_t)i, (uint64_t)row->config.vocabulary);
+        s->targets[i] = i % 5 == 3 ? -1 : (int32_t)rng_below(2, RNG_TEST, (uint64_t)i, (uint64_t)row->config.vocabulary);
+        s->start[i] = row->documents && t >= cut ? (int32_t)cut : 0;
+    }
+    s->batch = (struct batch){.batch = row->batch, .length = row->length, .ids = s->ids, .targets = s->targets, .start = s->start};
+}
+
+static char *patterns_all[] = {"all"};
+static char *patterns_new[] = {"new", "attn.qkv", "lora(2)", "norm1"};
+
+static struct setup set_up(const struct row *row, bool student) {
+    struct setup s = {0};
+    struct ops_options options = {.threads = 1};
+    CHECK_OK(ops_open("guard:cpu-f64", &options, &s.ops));
+    CHECK_OK(model_new(s.ops, &row->config, !student, &s.teacher));
+    CHECK_OK(model_initialise(&s.teacher, 7));
+    jitter(&s.teacher, 0.2, 8);
+    if (student) {
+        char *words[] = {"full", "window(3)", "sinks(1)", "dilated(2,2)"};
+        char *start[] = {"0.7", "0.4", "-0.3", "0"};
+        struct config_option opts[] = {{.key = "candidates", .words = words, .count = 4}, {.key = "start", .words = start, .count = 4}};
+        struct config_attention rule = {.first = 0, .last = -1, .kind = "masks", .options = opts, .option_count = 2};
+        CHECK_OK(model_student(&s.teacher, "test", &rule, 1, patterns_new, 4, true, 3, &s.student));
+        jitter(&s.student, 0.1, 9);
+    }
+    make_batch(&s, row);
+    return s;
+}
+
+static void tear_down(struct setup *s) {
+    model_free(&s->student);
+    model_free(&s->teacher);
+    free(s->ids);
+    free(s->targets);
+    free(s->start);
+    s->ops->close(s->ops);
+}
+
+/* What a pass computes: its loss, and gradients when asked for. */
+struct work {
+    struct setup *s;
+    struct model *model; /* whose parameters are differentiated */
+    struct plan *teacher_plan, *plan;
+    struct head *head;
+    struct tensor d_hidden;
+    bool align;
+};
+
+static double run(struct work *w, bool gradients) {
+    const struct model *model = w->model;
+    int64_t layers = model->config.layers;
+    if (w->align) {
+        double errors[8], norms[8], ones[8], loss = 0;
+        for (int64_t l = 0; l < layers; l++) ones[l] = 3.0 + (double)l;
+        CHECK_OK(model_align(w->teacher_plan, w->plan, &w->s->batch, ones, gradients ? 1.7 : 0, errors, norms));
+        for (int64_t l = 0; l < layers; l++) loss += 1.7 * errors[l] / ones[l];
+        return loss;
+    }
+    struct tensor taught = tensor_none(), hidden;
+    if (w->teacher_plan) CHECK_OK(model_forward(w->teacher_plan, &w->s->batch, &taught));
+    CHECK_OK(model_forward(w->plan, &w->s->batch, &hidden));
+    struct head_sums sums = {0};
+    struct head_loss loss = {.teacher_hidden = taught, .student_hidden = hidden, .targets = w->s->targets, .temperature = 1.5,
+                             .kl_weight = w->teacher_plan ? 0.8 : 0, .ce_weight = 0.6, .scale = 0.5,
+                             .d_hidden = gradients ? w->d_hidden : tensor_none()};
+    CHECK_OK(head_loss(w->head, &loss, &sums));
+    if (gradients) CHECK_OK(model_backward(w->plan, w->d_hidden));
+    return loss.scale * (loss.kl_weight * sums.kl + loss.ce_weight * sums.ce);
+}
+
+static void check_row(struct work *w, const struct param *row, const char *name) {
+    const struct ops *ops = w->s->ops;
+    int64_t count = tensor_count(row->value);
+    double *values = malloc((size_t)count * sizeof *values), *grads = malloc((size_t)count * sizeof *grads);
+    CHECK_OK(ops->download(ops, row->grad, grads));
+    CHECK_OK(ops->download(ops, row->value, values));
+    for (int64_t sample = 0; sample < (count < 6 ? count : 6); sample++) {
+        int64_t e = count <= 6 ? sample : (int64_t)rng_below(5, RNG_TEST, (uint64_t)(sample * 977 + count), (uint64_t)count);
+        const double step = 1e-5;
+        double keep = values[e], loss[2];
+        for (int side = 0; side < 2; side++) {
+            values[e] = keep + (side ? step : -step);
+            CHECK_OK(ops->upload(ops, row->value, values));
+            loss[side] = run(w, false);
+        }
+        values[e] = keep;
+        CHECK_OK(ops->upload(ops, row->value, values));
+        double expected = (loss[1] - loss[0]) / (2 * step), size = fabs(expected) + fabs(grads[e]);
+        if (!(fabs(expected - grads[e]) <= 1e-6 * size + 2e-9)) {
+            fail_msg("%s: %s[%lld]: expected %.12g, found %.12g", name, row->name, (long long)e, expected, grads[e]);
+        }
+    }
+    free(values);
+    free(grads);
+}
+
+static void check_model(struct setup *s, struct model *model, char *const *patterns, size_t count, bool recompute, bool align,
+                        const char *name) {
+    struct work w = {.s = s, .model = model, .align = align};
+    int64_t elements;
+    struct plan_options train = {.batch = s->batch.batch, .length = s->batch.length, .train = true, .recompute = recompute,
+                                 .align = align};
+    struct plan_options only = {.batch = s->batch.batch, .length = s->batch.length};
+    struct head_options head = {.rows = s->batch.batch * s->batch.length, .budget_bytes = 900};
+    void *memory = NULL;
+    CHECK_OK(params_train(&model->params, patterns, count, &elements));
+    assert_true(elements > 0);
+    CHECK_OK(plan_open(model, &train, &w.plan));
+    if (model != &s->teacher) CHECK_OK(plan_open(&s->teacher, &only, &w.teacher_plan));
+    CHECK_OK(head_open(w.teacher_plan ? &s->teacher : NULL, model, &head, &w.head));
+    CHECK_OK(s->ops->allocate(s->ops, (size_t)(head.rows * model->config.width) * 8, &memory));
+    w.d_hidden = tensor_2d(memory, s->ops->real, head.rows, model->config.width);
+    CHECK_OK(s->ops->fill(s->ops, model->params.grads, 0));
+    run(&w, true);
+    int checked = 0;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *row = &model->params.rows[i];
+        if (!row->trained) continue;
+        /* The layers' outputs are not what these see: attn.out comes after, its LoRA too. */
+        check_row(&w, row, name);
+        checked++;
+    }
+    assert_true(checked > 3);
+    s->ops->release(s->ops, memory);
+    head_close(&w.head);
+    plan_close(&w.plan);
+    plan_close(&w.teacher_plan);
+}
+
+static void test_all_parameters(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        for (int recompute = 0; recompute < 2; recompute++) {
+            struct setup s = set_up(&rows[i], false);
+            check_model(&s, &s.teacher, patterns_all, 1, recompute, false, rows[i].name);
+            tear_down(&s);
+        }
+    }
+}
+
+static void test_student(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        for (int recompute = 0; recompute < 2; recompute++) {
+            struct setup s = set_up(&rows[i], true);
+            check_model(&s, &s.student, patterns_new, 4, recompute, false, rows[i].name);
+            tear_down(&s);
+        }
+    }
+}
+
+static void test_objective_attention(void **state) {
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        struct setup s = set_up(&rows[i], true);
+        check_model(&s, &s.student, patterns_new, 3, false, true, rows[i].name);
+        tear_down(&s);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_parameters),
+        cmocka_unit_test(test_student),
+        cmocka_unit_test(test_objective_attention),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

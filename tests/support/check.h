@@ -1,0 +1,35 @@
+/* What the test programs share. */
+#ifndef SQUINT_TESTS_SUPPORT_CHECK_H
+#define SQUINT_TESTS_SUPPORT_CHECK_H
+
+/* cmocka wants these before itself. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "base/error.h"
+
+/* Fails the test with the status's own message. */
+#define CHECK_OK(call)                                                                                                 \
+    do {                                                                                                               \
+        enum status check_status_ = (call);                                                                            \
+        if (check_status_ != STATUS_OK) {                                                                              \
+            fail_msg("%s: %s: %s", #call, status_name(check_status_), error_message());                                \
+        }                                                                                                              \
+    } while (0)
+
+/* The call fails with `code`; its message is cleared. */
+#define CHECK_STATUS(code, call)                                                                                       \
+    do {                                                                                                               \
+        enum status check_status_ = (call);                                                                            \
+        if (check_status_ != (code)) {                                                                                 \
+            fail_msg("%s: expected %s, found %s: %s", #call, status_name(code), status_name(check_status_),            \
+                     error_message());                                                                                 \
+        }                                                                                                              \
+        error_clear();                                                                                                 \
+    } while (0)
+
+#endif
