@@ -6,5 +6,6 @@
 
 extern const struct command command_corpus;
 extern const struct command command_prep;
+extern const struct command command_tokenizer;
 
 #endif

@@ -5,5 +5,6 @@
 const struct command *const command_table[] = {
     &command_prep,
     &command_corpus,
+    &command_tokenizer,
     NULL,
 };
