@@ -80,7 +80,7 @@ static void free_file(struct h5 **file) {
 
 enum status h5_create(const char *path, size_t align_from, struct h5 **file) {
     enum status status = STATUS_OK;
-    hid_t access = -1;
+    hid_t access = -1, creation = -1;
     quiet();
     TRY(new_file(path, file));
     TRY_GOTO(done, memory_format(&(*file)->temporary, "%s.tmp-%ld", path, (long)getpid()));
@@ -92,14 +92,18 @@ enum status h5_create(const char *path, size_t align_from, struct h5 **file) {
     }
     close(probe);
     access = access_properties();
-    if (access >= 0 && (align_from == 0 || H5Pset_alignment(access, align_from, 1 << 20) >= 0)) {
-        (*file)->id = H5Fcreate((*file)->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    creation = H5Pcreate(H5P_FILE_CREATE);
+    /* No times in the file: the same contents give the same bytes. */
+    if (access >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
+        (align_from == 0 || H5Pset_alignment(access, align_from, 1 << 20) >= 0)) {
+        (*file)->id = H5Fcreate((*file)->temporary, H5F_ACC_TRUNC, creation, access);
     }
     if ((*file)->id < 0) {
         status = h5_failure(STATUS_IO, *file, "", "create it");
         (void)unlink((*file)->temporary);
     }
 done:
+    H5_CLOSE(H5Pclose, creation);
     H5_CLOSE(H5Pclose, access);
     if (status != STATUS_OK) free_file(file);
     return status;

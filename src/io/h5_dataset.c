@@ -28,11 +28,13 @@ static enum status check_shape(const struct h5 *file, const char *name, int rank
     return STATUS_OK;
 }
 
-/* Creates a dataset with properties `creation`, and the groups on the way to it. */
+/* Creates a dataset with properties `creation`, and the groups on the way to it. No times: the same contents give the
+ * same bytes. */
 static hid_t create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape,
                     hid_t creation) {
     hid_t dataset = -1, type = h5_file_type(dtype), space = new_space(rank, shape), link = H5Pcreate(H5P_LINK_CREATE);
-    if (type >= 0 && space >= 0 && link >= 0 && creation >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0) {
+    if (type >= 0 && space >= 0 && link >= 0 && creation >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0 &&
+        H5Pset_obj_track_times(creation, 0) >= 0) {
         dataset = H5Dcreate2(file->id, name, type, space, link, creation, H5P_DEFAULT);
     }
     H5_CLOSE(H5Tclose, type);
