@@ -1,0 +1,215 @@
+/* See run.h. */
+#include "train/run.h"
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/machine.h"
+#include "base/memory.h"
+#include "io/huggingface.h"
+
+#include <stdlib.h>
+
+static int64_t longest_stage(const struct config *config) {
+    int64_t longest = 0;
+    for (size_t i = 0; i < config->stage_count; i++) {
+        if (config->stages[i].length > longest) longest = config->stages[i].length;
+    }
+    return longest;
+}
+
+enum status run_find_teacher(const char *path, char **directory) {
+    char *inside = NULL, *config = NULL;
+    TRY(memory_format(&inside, "%s/model", path));
+    enum status status = memory_format(&config, "%s/config.json", inside);
+    bool of_run = status == STATUS_OK && file_exists(config);
+    free(config);
+    if (status == STATUS_OK && !of_run) {
+        free(inside);
+        return memory_copy_text(path, directory);
+    }
+    *directory = inside;
+    return status;
+}
+
+static enum status check_tokenizer(const struct run *run, const struct run_options *options) {
+    const struct shard *shard = &run->batches.shards[0];
+    if (!options || options->tokenizer_hash == 0 || options->tokenizer_hash == shard->info.tokenizer_hash)
+        return STATUS_OK;
+    char expected[17], found[17];
+    hash_text(options->tokenizer_hash, expected);
+    hash_text(shard->info.tokenizer_hash, found);
+    return error_set(STATUS_USAGE,
+                     "%s: tokenizer: expected %s of %s, found %s (%s); make the shards with the model's tokenizer",
+                     shard->path, expected, options->tokenizer_path, found, shard->info.tokenizer_name);
+}
+
+static enum status open_data(struct run *run, const struct run_options *options) {
+    struct config *config = run->config;
+    TRY(batches_open(config->train_data, config->train_data_count, config->documents_joined, config->seed,
+                     &run->batches));
+    TRY(check_tokenizer(run, options));
+    for (size_t i = 0; i < config->stage_count; i++) {
+        TRY(batches_start(&run->batches, (int64_t)i, config->stages[i].length));
+    }
+    if (config->valid_data_count == 0) return STATUS_OK;
+    int64_t length = config->stages[0].length;
+    struct windows_options windows = {
+        .length = length, .stride = length, .sequences = config->eval.sequences, .joined = config->documents_joined};
+    enum status status =
+        windows_open((const char *const *)config->valid_data, config->valid_data_count, &windows, &run->valid);
+    if (status != STATUS_OK) return error_prefix(status, "data.valid");
+    run->has_valid = true;
+    return STATUS_OK;
+}
+
+static enum status check_vocabulary(const struct run *run, int64_t vocabulary, const char *whose) {
+    int64_t train = batches_vocabulary(&run->batches);
+    int64_t valid = run->has_valid ? windows_vocabulary(&run->valid) : 0;
+    const struct shard *shard = train > vocabulary ? &run->batches.shards[0]
+                                : run->has_valid   ? &run->valid.shards[0]
+                                                   : NULL;
+    if (train <= vocabulary && valid <= vocabulary) return STATUS_OK;
+    return error_set(STATUS_USAGE, "%s: vocabulary: expected at most the %lld of %s, found %lld (tokenizer %s)",
+                     shard->path, (long long)vocabulary, whose, (long long)(train > vocabulary ? train : valid),
+                     shard->info.tokenizer_name);
+}
+
+static enum status open_scratch(struct run *run) {
+    struct config *config = run->config;
+    struct model_config *scratch = &config->scratch;
+    const struct shard_info *info = &run->batches.shards[0].info;
+    if (scratch->vocabulary == 0) scratch->vocabulary = batches_vocabulary(&run->batches);
+    if (scratch->end_of_text < 0) scratch->end_of_text = info->end_of_text;
+    TRY(config_write_text(config)); /* with what the shards gave: a checkpoint needs it */
+    TRY(check_vocabulary(run, scratch->vocabulary, "from_scratch.vocabulary"));
+    TRY(model_new(run->ops, scratch, true, &run->student));
+    run->student.bf16 = config->precision == PRECISION_BF16;
+    return model_initialise(&run->student, config->seed);
+}
+
+static enum status load_teacher(struct run *run) {
+    struct config *config = run->config;
+    struct model_config model;
+    TRY(run_find_teacher(config->teacher, &run->teacher_path));
+    TRY(huggingface_read_config(run->teacher_path, &model));
+    model.positions_beyond = config->positions;
+    TRY(check_vocabulary(run, model.vocabulary, run->teacher_path));
+    if (model_has_learned_positions(&model) && model.positions_beyond == POSITIONS_REFUSE &&
+        longest_stage(config) > model.positions) {
+        return error_set(STATUS_USAGE,
+                         "%s: stages.length: expected at most the %lld learned positions of %s, found %lld; "
+                         "shorten it, or set positions: interpolate or tile",
+                         config->path, (long long)model.positions, run->teacher_path, (long long)longest_stage(config));
+    }
+    TRY(model_new(run->ops, &model, false, &run->teacher));
+    run->has_teacher = true;
+    run->teacher.bf16 = config->precision == PRECISION_BF16;
+    TRY(huggingface_load(run->teacher_path, &model, &run->teacher.params));
+    TRY(params_hash(&run->teacher.params, &run->teacher_hash));
+    return model_extend_positions(&run->teacher, longest_stage(config));
+}
+
+/* What any stage trains: the student owns it from the start. */
+static enum status gather_patterns(const struct config *config, char ***patterns, size_t *count) {
+    *count = 0;
+    for (size_t i = 0; i < config->stage_count; i++) *count += config->stages[i].train_count;
+    TRY(memory_new(*count, sizeof **patterns, "patterns", patterns));
+    size_t used = 0;
+    for (size_t i = 0; i < config->stage_count; i++) {
+        for (size_t p = 0; p < config->stages[i].train_count; p++) (*patterns)[used++] = config->stages[i].train[p];
+    }
+    return STATUS_OK;
+}
+
+static enum status open_student(struct run *run) {
+    struct config *config = run->config;
+    char **patterns = NULL;
+    size_t count = 0;
+    TRY(load_teacher(run));
+    TRY(gather_patterns(config, &patterns, &count));
+    enum status status = model_student(&run->teacher, config->path, config->attention, config->attention_count,
+                                       patterns, count, true, config->seed, &run->student);
+    free(patterns);
+    return status;
+}
+
+static enum status open_all(struct run *run, const struct run_options *options) {
+    TRY(open_data(run, options));
+    TRY(run->config->from_scratch ? open_scratch(run) : open_student(run));
+    for (size_t i = 0; i < run->config->stage_count; i++) {
+        int64_t trained = 0, first = 0, part = 0;
+        TRY(stage_part(&run->config->stages[i], comm_rank(run->comm), comm_size(run->comm), &first, &part));
+        TRY(run_start_stage(run, i, &trained));
+    }
+    return STATUS_OK;
+}
+
+enum status run_open(struct config *config, struct comm *comm, const struct ops *ops, const struct run_options *options,
+                     struct run *run) {
+    *run = (struct run){.config = config, .comm = comm, .ops = ops};
+    enum status status = comm_agree(comm, open_all(run, options));
+    if (status != STATUS_OK) run_close(run);
+    return status;
+}
+
+void run_close(struct run *run) {
+    if (!run) return;
+    if (tensor_present(run->student.params.values)) model_free(&run->student);
+    if (run->has_teacher) model_free(&run->teacher);
+    if (run->has_valid) windows_close(&run->valid);
+    batches_close(&run->batches);
+    free(run->teacher_path);
+    *run = (struct run){0};
+}
+
+enum status run_start_stage(struct run *run, size_t index, int64_t *trained) {
+    const struct config_stage *stage = &run->config->stages[index];
+    TRY(batches_start(&run->batches, (int64_t)index, stage->length));
+    TRY(params_train(&run->student.params, stage->train, stage->train_count, trained));
+    if (*trained > 0) return STATUS_OK;
+    return error_set(STATUS_USAGE,
+                     "%s:%d: stages.%s.train: names no parameter that the student has; its kinds add none to learn",
+                     run->config->path, stage->line, stage->name);
+}
+
+enum status run_measure_stage(struct run *run, size_t index, struct stage_memory *memory) {
+    const struct config_stage *stage = &run->config->stages[index];
+    const struct model *teacher = run_teacher(run);
+    int64_t first = 0, part = 0;
+    double free_now = machine_memory_available() / comm_node_size(run->comm);
+    TRY(comm_all_reduce(run->comm, tensor_1d(&free_now, DTYPE_F64, 1), COMM_MIN));
+    TRY(stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part));
+    /* The parameters are here already, and are counted in the plan. */
+    size_t taken =
+        (size_t)run->student.params.owned_elements * 4 + (size_t)(teacher ? teacher->params.owned_elements : 0);
+    taken *= dtype_size(run->ops->parameter);
+    double available = free_now > 0 ? free_now + (double)taken : 0;
+    return comm_agree(run->comm, stage_measure(run->config, stage, teacher, &run->student, part, available, memory));
+}
+
+enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {
+    enum { EDGE = 768, TIMES = 4 };
+    enum status status = STATUS_OK;
+    size_t bytes = (size_t)EDGE * EDGE * dtype_size(ops->real);
+    void *blocks[3] = {NULL};
+    struct tensor matrices[3];
+    *flops = 0;
+    for (int i = 0; i < 3; i++) {
+        TRY_GOTO(done, ops->allocate(ops, bytes, &blocks[i]));
+        matrices[i] = tensor_2d(blocks[i], ops->real, EDGE, EDGE);
+        TRY_GOTO(done, ops->fill(ops, matrices[i], 0.5));
+    }
+    struct gemm gemm = {
+        .a = matrices[0], .b = matrices[1], .c = matrices[2], .transpose_b = true, .bf16 = bf16, .alpha = 1};
+    for (int i = 0; i < TIMES; i++) { /* the best of a few: the first one warms up */
+        double begin = time_now_s();
+        TRY_GOTO(done, ops->gemm(ops, &gemm));
+        TRY_GOTO(done, ops->synchronise(ops));
+        double rate = 2.0 * EDGE * EDGE * EDGE / (time_now_s() - begin);
+        if (rate > *flops) *flops = rate;
+    }
+done:
+    for (int i = 0; i < 3; i++) ops->release(ops, blocks[i]);
+    return status;
+}

@@ -1,0 +1,53 @@
+/* Everything that a recipe names, opened: shards, teacher, student, held-out windows. What `train` and `plan` begin
+ * with. */
+#ifndef SQUINT_TRAIN_RUN_H
+#define SQUINT_TRAIN_RUN_H
+
+#include "comm/comm.h"
+#include "config/config.h"
+#include "eval/windows.h"
+#include "model/model.h"
+#include "train/batches.h"
+#include "train/stage.h"
+
+struct run {
+    struct config *config; /* borrowed; run_open fills in what a from_scratch model takes from the shards */
+    struct comm *comm;
+    const struct ops *ops;
+    struct batches batches;
+    struct windows valid; /* count 0: none */
+    bool has_valid;
+    struct model teacher; /* has_teacher */
+    struct model student; /* or the model that is trained from scratch */
+    bool has_teacher;
+    char *teacher_path;    /* where the teacher was found: config->teacher, or its model/ */
+    uint64_t teacher_hash; /* params_hash of the teacher, before its positions were extended; 0 without one */
+    double peak_flops;     /* of matrix products, all ranks together; 0: not measured */
+};
+
+struct run_options {
+    uint64_t tokenizer_hash;    /* of the tokenizer that the recipe or the teacher names; 0: unknown, not compared */
+    const char *tokenizer_path; /* for the message */
+};
+
+/* Every rank calls it. comm and ops are borrowed and outlive the run. Messages name file and key. Nothing is written.
+ */
+enum status run_open(struct config *config, struct comm *comm, const struct ops *ops, const struct run_options *options,
+                     struct run *run);
+void run_close(struct run *run); /* NULL-safe, twice-safe */
+
+/* The teacher of stage's step, NULL with objective lm. */
+static inline struct model *run_teacher(struct run *run) {
+    return run->has_teacher ? &run->teacher : NULL;
+}
+/* Sets what trains in stage `index` and the windows of its length: *trained elements. */
+enum status run_start_stage(struct run *run, size_t index, int64_t *trained);
+/* The memory of stage `index` on this rank, out of what is free on its machine. After run_start_stage. Every rank calls
+ * it. */
+enum status run_measure_stage(struct run *run, size_t index, struct stage_memory *memory);
+/* Rate of a large matrix product of this rank, in FLOP/s: the peak that shares are shares of. About 0.1 s. */
+enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops);
+/* Where a teacher's directory really is: `path`, or path/model of a run that trained one. Release with free(). */
+enum status run_find_teacher(const char *path, char **directory);
+
+#endif

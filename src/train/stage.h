@@ -1,0 +1,33 @@
+/* Memory of a stage: what a step will take, chosen before anything is taken, and the opening of a stage in it. */
+#ifndef SQUINT_TRAIN_STAGE_H
+#define SQUINT_TRAIN_STAGE_H
+
+#include "train/step.h"
+
+struct stage_memory { /* bytes on this rank */
+    int64_t micro_batch;
+    bool recompute;
+    size_t parameters; /* values of the teacher's and of the student's own rows */
+    size_t optimizer;  /* gradients and moments */
+    size_t teacher_plan, student_plan, head, batches;
+    size_t total;
+};
+
+/* The samples of a batch that `rank` of `size` takes: parts of equal size, the first ones one larger when they cannot
+ * be. STATUS_USAGE when there are fewer samples than ranks. */
+enum status stage_part(const struct config_stage *stage, int rank, int size, int64_t *first, int64_t *count);
+/* Chooses micro_batch (a divisor of `part`; at most train.micro_batch, or with auto about 2,048 tokens: past that a
+ * CPU's matrix products gain nothing) and recompute, so that all fits into `available` bytes (0: unknown).
+ * STATUS_MEMORY says what is needed at least. teacher may be NULL. */
+enum status stage_measure(const struct config *config, const struct config_stage *stage, const struct model *teacher,
+                          const struct model *student, int64_t part, double available, struct stage_memory *memory);
+/* FLOPs of a step, over all ranks: matrix products and attention, forward and backward; recomputation not counted. */
+enum status stage_flops(const struct config_stage *stage, const struct model *teacher, const struct model *student,
+                        double *flops);
+
+/* Takes the memory. The student's trained rows must be set (params_train). distill: config, stage, teacher, student,
+ * comm, batches set by the caller. */
+enum status stage_open(struct distill *distill, const struct stage_memory *memory);
+void stage_close(struct distill *distill); /* NULL-safe, twice-safe */
+
+#endif

@@ -1,0 +1,220 @@
+/* See step.h. The order of calls is the whole story: nothing here looks into a tensor. */
+#include "train/step.h"
+
+#include "base/log.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+const char *const phase_names[PHASES] = {"data", "teacher", "student", "head", "backward", "comm", "update"};
+
+/* distill->sums: what is added over the ranks after a step, in one reduction: sums over the rows that count, then per
+ * layer Σ‖o_student − o_teacher‖² and Σ‖o_teacher‖², then a 1 in the place of every rank whose own loss is not finite.
+ */
+enum { SUM_KL = 0, SUM_CE, SUM_LAYERS };
+
+static int64_t layers_of(const struct distill *d) {
+    return d->student->config.layers;
+}
+static double *errors_of(const struct distill *d) {
+    return d->sums + SUM_LAYERS;
+}
+static double *norms_of(const struct distill *d) {
+    return d->sums + SUM_LAYERS + layers_of(d);
+}
+static double *faults_of(const struct distill *d) {
+    return d->sums + SUM_LAYERS + 2 * layers_of(d);
+}
+int64_t distill_sums_count(const struct distill *d) {
+    return SUM_LAYERS + 2 * layers_of(d) + comm_size(d->comm);
+}
+
+/* Adds the time since *mark to a phase. */
+static void end_phase(struct step_result *result, enum phase phase, double *mark) {
+    double now = time_now_s();
+    result->seconds[phase] += now - *mark;
+    *mark = now;
+}
+
+/* Reads this rank's samples, and counts the rows of all ranks that have a target: the loss is their mean. */
+static enum status load_batch(struct distill *d, int64_t sample, struct step_result *result) {
+    double mark = time_now_s();
+    int64_t length = d->stage->length, counted = 0;
+    batches_read(d->batches, sample + d->part_first, d->part, d->ids, d->targets, d->start);
+    for (int64_t i = 0; i < d->part * length; i++) counted += d->targets[i] >= 0;
+    end_phase(result, PHASE_DATA, &mark);
+    TRY(comm_all_reduce(d->comm, tensor_1d(&counted, DTYPE_I64, 1), COMM_SUM));
+    end_phase(result, PHASE_COMM, &mark);
+    result->rows = counted > 0 ? (double)counted : 1; /* no target at all: a loss of 0 */
+    return STATUS_OK;
+}
+
+static struct batch micro_batch_of(const struct distill *d, int64_t micro) {
+    int64_t first = micro * d->micro_batch * d->stage->length;
+    return (struct batch){.batch = d->micro_batch,
+                          .length = d->stage->length,
+                          .ids = d->ids + first,
+                          .targets = d->targets + first,
+                          .start = d->start + first};
+}
+
+/* Objectives lm and kl. */
+static enum status distill_micro(struct distill *d, const struct batch *batch, struct step_result *result) {
+    struct tensor teacher_hidden = tensor_none(), student_hidden = tensor_none();
+    struct head_sums sums = {0};
+    double mark = time_now_s();
+    if (d->teacher) TRY(model_forward(d->teacher_plan, batch, &teacher_hidden));
+    end_phase(result, PHASE_TEACHER, &mark);
+    TRY(model_forward(d->student_plan, batch, &student_hidden));
+    end_phase(result, PHASE_STUDENT, &mark);
+    bool lm = d->stage->objective == OBJECTIVE_LM;
+    struct head_loss loss = {.teacher_hidden = teacher_hidden,
+                             .student_hidden = student_hidden,
+                             .targets = batch->targets,
+                             .temperature = d->stage->temperature,
+                             .kl_weight = lm ? 0 : 1 - d->stage->ce_share,
+                             .ce_weight = lm ? 1 : d->stage->ce_share,
+                             .scale = 1 / result->rows,
+                             .d_hidden = d->d_hidden};
+    TRY(head_loss(d->head, &loss, &sums));
+    end_phase(result, PHASE_HEAD, &mark);
+    TRY(model_backward(d->student_plan, d->d_hidden));
+    end_phase(result, PHASE_BACKWARD, &mark);
+    d->sums[SUM_KL] += sums.kl;
+    d->sums[SUM_CE] += sums.ce;
+    return STATUS_OK;
+}
+
+/* Objective attention: every layer by itself on the teacher's inputs. denominators: NULL while they are being found. */
+static enum status align_micro(struct distill *d, const struct batch *batch, const double *denominators, double scale,
+                               struct step_result *result) {
+    int64_t layers = layers_of(d);
+    double errors[layers], norms[layers], mark = time_now_s();
+    memset(errors, 0, sizeof errors);
+    memset(norms, 0, sizeof norms);
+    TRY(model_align(d->teacher_plan, d->student_plan, batch, denominators, scale, errors, norms));
+    end_phase(result, PHASE_STUDENT, &mark);
+    for (int64_t l = 0; l < layers; l++) {
+        errors_of(d)[l] += errors[l];
+        norms_of(d)[l] += norms[l];
+    }
+    return STATUS_OK;
+}
+
+static enum status run_micro_steps(struct distill *d, struct step_result *result) {
+    TRY(optimizer_zero_gradients(&d->optimizer));
+    memset(d->sums, 0, (size_t)distill_sums_count(d) * sizeof *d->sums);
+    /* A row's mean norm times the rows of the whole batch: the same divisor for every rank and micro-step. */
+    double scale = 1.0 / ((double)d->stage->batch * (double)d->stage->length);
+    for (int64_t micro = 0; micro * d->micro_batch < d->part; micro++) {
+        struct batch batch = micro_batch_of(d, micro);
+        if (d->stage->objective == OBJECTIVE_ATTENTION) {
+            TRY(align_micro(d, &batch, d->denominators, scale, result));
+        } else {
+            TRY(distill_micro(d, &batch, result));
+        }
+    }
+    bool finite = true;
+    for (int64_t i = 0; i < SUM_LAYERS + 2 * layers_of(d); i++) finite = finite && isfinite(d->sums[i]);
+    faults_of(d)[comm_rank(d->comm)] = finite ? 0 : 1;
+    return STATUS_OK;
+}
+
+/* Gradients and sums of all ranks. Runs of trained elements lie side by side, so a reduction is a few long ones. */
+static enum status reduce_over_ranks(struct distill *d, struct step_result *result) {
+    double mark = time_now_s();
+    const struct params *params = &d->student->params;
+    int64_t offset = 0, count = 0;
+    for (; params_next_run(params, &offset, &count); offset += count) {
+        TRY(comm_all_reduce(d->comm, tensor_rows(params->grads, offset, count), COMM_SUM));
+    }
+    TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));
+    end_phase(result, PHASE_COMM, &mark);
+    return STATUS_OK;
+}
+
+static void read_losses(const struct distill *d, struct step_result *result) {
+    result->kl = result->ce = result->mse = NAN;
+    switch (d->stage->objective) {
+    case OBJECTIVE_LM:
+        result->loss = result->ce = d->sums[SUM_CE] / result->rows;
+        break;
+    case OBJECTIVE_KL:
+        result->kl = d->sums[SUM_KL] / result->rows;
+        result->ce = d->sums[SUM_CE] / result->rows;
+        result->loss = (1 - d->stage->ce_share) * result->kl;
+        if (d->stage->ce_share > 0) result->loss += d->stage->ce_share * result->ce;
+        break;
+    case OBJECTIVE_ATTENTION:
+        result->mse = 0;
+        for (int64_t l = 0; l < layers_of(d); l++) {
+            double norm = norms_of(d)[l];
+            if (norm != 0) result->mse += errors_of(d)[l] / norm / (double)layers_of(d);
+        }
+        result->loss = result->mse;
+    }
+}
+
+/* What was not finite first: the loss of a rank, else the gradient of a parameter. */
+static void describe_fault(const struct distill *d, int64_t bad_row, struct step_result *result) {
+    int rank = 0;
+    while (rank < comm_size(d->comm) && faults_of(d)[rank] == 0) rank++;
+    const char *row = bad_row >= 0 ? d->student->params.rows[bad_row].name : "none";
+    if (rank < comm_size(d->comm)) {
+        snprintf(result->fault, sizeof result->fault, "the loss of rank %d; first gradient: %s", rank, row);
+    } else {
+        snprintf(result->fault, sizeof result->fault, "the gradient of %s, with a finite loss on every rank", row);
+    }
+}
+
+static enum status clip_and_update(struct distill *d, const struct step_settings *settings,
+                                   struct step_result *result) {
+    double mark = time_now_s();
+    int64_t bad_row = -1;
+    TRY(optimizer_norm(&d->optimizer, &result->norm, &bad_row));
+    if (!isfinite(result->loss) || !isfinite(result->norm)) {
+        result->skipped = true;
+        describe_fault(d, bad_row, result);
+        return STATUS_OK;
+    }
+    struct optimizer_step step = {
+        .lr = settings->lr, .l1 = d->stage->l1, .norm = result->norm, .update = settings->update};
+    TRY(optimizer_update(&d->optimizer, d->config, &step));
+    end_phase(result, PHASE_UPDATE, &mark);
+    return STATUS_OK;
+}
+
+enum status distill_step(struct distill *d, const struct step_settings *settings, struct step_result *result) {
+    *result = (struct step_result){0};
+    TRY(load_batch(d, settings->sample, result));
+    TRY(comm_agree(d->comm, run_micro_steps(d, result)));
+    TRY(reduce_over_ranks(d, result));
+    read_losses(d, result);
+    return comm_agree(d->comm, clip_and_update(d, settings, result));
+}
+
+static enum status sum_norms(struct distill *d, struct step_result *unused) {
+    memset(d->sums, 0, (size_t)distill_sums_count(d) * sizeof *d->sums);
+    for (int64_t micro = 0; micro * d->micro_batch < d->part; micro++) {
+        struct batch batch = micro_batch_of(d, micro);
+        TRY(align_micro(d, &batch, NULL, 0, unused));
+    }
+    return STATUS_OK;
+}
+
+enum status distill_calibrate(struct distill *d) {
+    struct step_result unused = {0};
+    TRY(load_batch(d, 0, &unused));
+    TRY(comm_agree(d->comm, sum_norms(d, &unused)));
+    TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));
+    for (int64_t l = 0; l < layers_of(d); l++) {
+        double norm = norms_of(d)[l] / ((double)d->stage->batch * (double)d->stage->length);
+        if (!isfinite(norm)) {
+            return error_set(STATUS_FAILED, "stage %s: the teacher's attention in layer %lld is not finite",
+                             d->stage->name, (long long)l);
+        }
+        d->denominators[l] = norm > 0 ? norm : 1; /* a layer whose output is zero has no error to divide */
+    }
+    return optimizer_zero_gradients(&d->optimizer);
+}
