@@ -25,15 +25,10 @@ static herr_t keep_innermost(unsigned depth, const H5E_error2_t *error, void *co
     return 0;
 }
 
-void h5_reason(char *text, size_t capacity) {
-    snprintf(text, capacity, "no reason given");
-    (void)H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &(struct reason){text, capacity});
-    (void)H5Eclear2(H5E_DEFAULT);
-}
-
 enum status h5_failure(enum status code, const struct h5 *file, const char *object, const char *action) {
-    char reason[512];
-    h5_reason(reason, sizeof reason);
+    char reason[512] = "no reason given";
+    (void)H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, keep_innermost, &(struct reason){reason, sizeof reason});
+    (void)H5Eclear2(H5E_DEFAULT);
     if (!object[0]) return error_set(code, "%s: cannot %s: %s", file->path, action, reason);
     return error_set(code, "%s: %s: cannot %s: %s", file->path, object, action, reason);
 }
@@ -168,10 +163,9 @@ enum status h5_open(const char *path, struct h5 **file) {
     TRY(new_file(path, file));
     hid_t properties = access_properties();
     (*file)->id = properties < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, properties);
+    enum status status = (*file)->id < 0 ? h5_failure(STATUS_DAMAGED, *file, "", "open it as HDF5") : STATUS_OK;
     H5_CLOSE(H5Pclose, properties);
-    if ((*file)->id >= 0) return STATUS_OK;
-    enum status status = h5_failure(STATUS_DAMAGED, *file, "", "open it as HDF5");
-    free_file(file);
+    if (status != STATUS_OK) free_file(file);
     return status;
 }
 

@@ -87,20 +87,18 @@ static void close_attribute(struct attribute *attribute) {
 static enum status open_attribute(struct h5 *file, const char *object, const char *name, struct attribute *out) {
     char where[H5_NAME_BYTES];
     *out = (struct attribute){-1, -1, -1, 0};
-    out->id = H5Aopen_by_name(file->id, object, name, H5P_DEFAULT, H5P_DEFAULT);
-    if (out->id < 0) {
-        enum status status = STATUS_DAMAGED;
-        if (!h5_attribute_exists(file, object, name)) {
-            return error_set(status, "%s: expected %s, found none", file->path, place(object, name, where));
-        }
-        return h5_failure(status, file, place(object, name, where), "open it");
+    if (!h5_attribute_exists(file, object, name)) {
+        return error_set(STATUS_DAMAGED, "%s: expected %s, found none", file->path, place(object, name, where));
     }
+    out->id = H5Aopen_by_name(file->id, object, name, H5P_DEFAULT, H5P_DEFAULT);
+    if (out->id < 0) return h5_failure(STATUS_DAMAGED, file, place(object, name, where), "open it");
     out->type = H5Aget_type(out->id);
     out->space = H5Aget_space(out->id);
     out->count = out->space < 0 ? -1 : H5Sget_simple_extent_npoints(out->space);
     if (out->type >= 0 && out->count >= 0) return STATUS_OK;
+    enum status status = h5_failure(STATUS_DAMAGED, file, place(object, name, where), "open it");
     close_attribute(out);
-    return h5_failure(STATUS_DAMAGED, file, place(object, name, where), "open it");
+    return status;
 }
 
 static enum status wrong_type(struct h5 *file, const char *object, const char *name, const char *expected) {

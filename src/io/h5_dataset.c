@@ -28,32 +28,30 @@ static enum status check_shape(const struct h5 *file, const char *name, int rank
     return STATUS_OK;
 }
 
-/* Creates a dataset with properties `creation`, and the groups on the way to it. No times: the same contents give the
- * same bytes. */
-static hid_t create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape,
-                    hid_t creation) {
+/* Creates a dataset with properties `creation`, and the groups on the way to it. */
+static enum status create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape,
+                          hid_t creation) {
     hid_t dataset = -1, type = h5_file_type(dtype), space = new_space(rank, shape), link = H5Pcreate(H5P_LINK_CREATE);
-    if (type >= 0 && space >= 0 && link >= 0 && creation >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0 &&
-        H5Pset_obj_track_times(creation, 0) >= 0) {
+    if (type >= 0 && space >= 0 && link >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0) {
         dataset = H5Dcreate2(file->id, name, type, space, link, creation, H5P_DEFAULT);
     }
+    enum status status = dataset < 0 ? h5_failure(STATUS_IO, file, name, "create the dataset") : STATUS_OK;
+    H5_CLOSE(H5Dclose, dataset);
     H5_CLOSE(H5Tclose, type);
     H5_CLOSE(H5Sclose, space);
     H5_CLOSE(H5Pclose, link);
-    return dataset;
+    return status;
 }
 
 enum status h5_dataset_create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape) {
     TRY(check_shape(file, name, rank, shape));
-    hid_t dataset = -1, creation = H5Pcreate(H5P_DATASET_CREATE);
+    hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
     /* The place in the file is settled at once, and not filled with zeros first. */
-    if (creation >= 0 && H5Pset_layout(creation, H5D_CONTIGUOUS) >= 0 &&
-        H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY) >= 0 &&
-        H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER) >= 0) {
-        dataset = create(file, name, dtype, rank, shape, creation);
-    }
-    enum status status = dataset < 0 ? h5_failure(STATUS_IO, file, name, "create the dataset") : STATUS_OK;
-    H5_CLOSE(H5Dclose, dataset);
+    bool good = creation >= 0 && H5Pset_layout(creation, H5D_CONTIGUOUS) >= 0 &&
+                H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY) >= 0 &&
+                H5Pset_fill_time(creation, H5D_FILL_TIME_NEVER) >= 0;
+    enum status status = good ? create(file, name, dtype, rank, shape, creation)
+                              : h5_failure(STATUS_FAILED, file, name, "describe the dataset");
     H5_CLOSE(H5Pclose, creation);
     return status;
 }
@@ -223,7 +221,8 @@ static void first_box(int rank, const int64_t *shape, int64_t first, int64_t cou
     }
 }
 
-static bool map_source(hid_t creation, hid_t whole, int rank, const int64_t *shape, const struct h5_source *source) {
+static enum status map_source(struct h5 *file, const char *name, hid_t creation, hid_t whole, int rank,
+                              const int64_t *shape, const struct h5_source *source) {
     hsize_t length = (hsize_t)source->count;
     hid_t part = H5Screate_simple(1, &length, NULL);
     bool good = part >= 0;
@@ -236,23 +235,25 @@ static bool map_source(hid_t creation, hid_t whole, int rank, const int64_t *sha
                H5Pset_virtual(creation, whole, source->file, source->dataset, part) >= 0;
         done += box.count;
     }
+    enum status status =
+        good ? STATUS_OK : h5_failure(STATUS_FAILED, file, name, "place a source in the virtual dataset");
     H5_CLOSE(H5Sclose, part);
-    return good;
+    return status;
 }
 
 enum status h5_virtual_create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape,
                               const struct h5_source *sources, size_t source_count) {
     TRY(check_shape(file, name, rank, shape));
-    hid_t dataset = -1, whole = new_space(rank, shape), creation = H5Pcreate(H5P_DATASET_CREATE);
-    bool good = rank > 0 && whole >= 0 && creation >= 0;
-    for (size_t i = 0; good && i < source_count; i++) {
-        if (sources[i].count == 0) continue;
-        good = map_source(creation, whole, rank, shape, &sources[i]);
+    if (rank == 0) return error_set(STATUS_SHAPE, "%s: %s: a single number cannot be virtual", file->path, name);
+    hid_t whole = new_space(rank, shape), creation = H5Pcreate(H5P_DATASET_CREATE);
+    enum status status = STATUS_OK;
+    if (whole < 0 || creation < 0) {
+        status = h5_failure(STATUS_FAILED, file, name, "describe the virtual dataset");
     }
-    /* Without a source it is an ordinary dataset, all zeros. */
-    if (good) dataset = create(file, name, dtype, rank, shape, creation);
-    enum status status = dataset < 0 ? h5_failure(STATUS_IO, file, name, "create the virtual dataset") : STATUS_OK;
-    H5_CLOSE(H5Dclose, dataset);
+    for (size_t i = 0; i < source_count && status == STATUS_OK; i++) {
+        if (sources[i].count > 0) status = map_source(file, name, creation, whole, rank, shape, &sources[i]);
+    }
+    if (status == STATUS_OK) status = create(file, name, dtype, rank, shape, creation);
     H5_CLOSE(H5Sclose, whole);
     H5_CLOSE(H5Pclose, creation);
     return status;

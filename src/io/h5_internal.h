@@ -12,11 +12,9 @@ struct h5 {
     hid_t id;
 };
 
-/* "PATH: dataset NAME: cannot ACTION: what HDF5 says"; clears HDF5's error stack. `object`: "" for the file itself. */
+/* "PATH: dataset NAME: cannot ACTION: what HDF5 says". To be called before any other
+ * function of HDF5, each of which forgets the last fault. `object`: "" for the file itself. */
 enum status h5_failure(enum status code, const struct h5 *file, const char *object, const char *action);
-/* What HDF5 says of its last fault, innermost. */
-void h5_reason(char *text, size_t capacity);
-
 /* The type of an element in memory and in a file; release with H5Tclose. */
 hid_t h5_memory_type(enum dtype dtype);
 hid_t h5_file_type(enum dtype dtype);
