@@ -11,6 +11,7 @@ enum { LOG_LINE = 512 };
 static const double terminal_interval_s = 0.1, plain_interval_s = 10.0;
 static int log_rank;
 static bool log_quiet;
+static FILE *kept; /* the copy of what is printed; NULL: none */
 static bool line_open; /* a progress line without its newline stands on the terminal */
 
 double time_now_s(void) {
@@ -52,6 +53,17 @@ void count_text(int64_t count, char text[32]) {
     text[used] = '\0';
 }
 
+void log_keep(const char *path) {
+    if (kept) fclose(kept);
+    kept = path && log_rank == 0 ? fopen(path, "ae") : NULL;
+}
+
+static void keep_line(const char *line) {
+    if (!kept) return;
+    fprintf(kept, "%s\n", line);
+    fflush(kept);
+}
+
 static void close_line(void) {
     if (line_open) fputc('\n', stderr);
     line_open = false;
@@ -63,23 +75,29 @@ void log_start(int rank, bool quiet) {
 }
 
 void log_line(const char *format, ...) {
-    if (log_rank != 0 || log_quiet) return;
-    close_line();
+    if (log_rank != 0) return;
+    char line[LOG_LINE * 4];
     va_list arguments;
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
+    keep_line(line);
+    if (log_quiet) return;
+    close_line();
+    fprintf(stderr, "%s\n", line);
 }
 
 void log_warning(const char *format, ...) {
-    close_line();
-    fputs("warning: ", stderr);
+    static const char head[] = "warning: ";
+    char line[LOG_LINE * 4];
+    memcpy(line, head, sizeof head);
     va_list arguments;
     va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
+    vsnprintf(line + sizeof head - 1, sizeof line - sizeof head + 1, format, arguments);
     va_end(arguments);
-    fputc('\n', stderr);
+    keep_line(line);
+    close_line();
+    fprintf(stderr, "%s\n", line);
 }
 
 void log_progress_start(struct log_progress *progress, const char *label, int64_t first, int64_t total) {
@@ -104,6 +122,8 @@ static void print_progress(struct log_progress *progress, int64_t done, const ch
         time_text(elapsed * (double)(progress->total - done) / (double)fresh, time);
         snprintf(line + used, sizeof line - (size_t)used, "  ETA %s", time);
     }
+    if (last) keep_line(line);
+    if (log_quiet) return;
     if (isatty(STDERR_FILENO)) {
         fprintf(stderr, "\r\033[K%s", line);
         line_open = true;
@@ -123,6 +143,6 @@ void log_progress_show(struct log_progress *progress, int64_t done, const char *
 }
 
 void log_progress_end(struct log_progress *progress, int64_t done, const char *detail) {
-    if (log_rank != 0 || log_quiet) return;
+    if (log_rank != 0) return;
     print_progress(progress, done, detail, true);
 }

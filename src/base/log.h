@@ -7,6 +7,9 @@
 
 /* `rank`: only rank 0 prints. `quiet`: nothing but warnings. */
 void log_start(int rank, bool quiet);
+/* From now on rank 0's lines go to `path` as well (appended; without the redrawing of progress). NULL ends it. A file that cannot be
+ * written is left out: a log is no reason to stop. */
+void log_keep(const char *path);
 /* A line. The newline is added. */
 void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void log_warning(const char *format, ...) __attribute__((format(printf, 1, 2))); /* "warning: …", any rank */
