@@ -7,5 +7,9 @@
 extern const struct command command_corpus;
 extern const struct command command_prep;
 extern const struct command command_tokenizer;
+extern const struct command command_bench;
+extern const struct command command_eval;
+extern const struct command command_generate;
+extern const struct command command_logits;
 
 #endif

@@ -116,7 +116,7 @@ static enum status report(const struct eval_command *o, const struct loaded_mode
 static enum status climb(const struct eval_command *o, const struct loaded_model *loaded, const struct windows *windows,
                          struct comm *comm, struct ladder_rung *rungs) {
     const struct ladder_subject subject = {.model = loaded->model,
-                                           .teacher = loaded->teacher == loaded->model ? NULL : loaded->teacher,
+                                           .teacher = loaded->teacher ? loaded->teacher : loaded->base,
                                            .rules = loaded->rules,
                                            .rule_count = loaded->rule_count,
                                            .windows = windows,

@@ -6,5 +6,9 @@ const struct command *const command_table[] = {
     &command_prep,
     &command_corpus,
     &command_tokenizer,
+    &command_eval,
+    &command_generate,
+    &command_logits,
+    &command_bench,
     NULL,
 };

@@ -2,10 +2,9 @@
 #include "commands/with_model.h"
 
 #include "base/log.h"
+#include "base/machine.h"
 
-#include <sched.h>
 #include <string.h>
-#include <unistd.h>
 
 static enum status read_choice(const char *command, const char *option, const char *text, const char *const *names,
                                int count, int *index) {
@@ -19,21 +18,10 @@ static enum status read_choice(const char *command, const char *option, const ch
                      count > 2 ? ", " : "", count > 2 ? names[2] : "", text);
 }
 
-/* A launcher that binds ranks has divided the CPUs already; else they are divided here. */
-int with_model_threads(int64_t asked, int ranks_here) {
-    cpu_set_t mine;
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    int allowed = online > 0 ? (int)online : 1;
-    if (asked > 0) return (int)asked;
-    if (sched_getaffinity(0, sizeof mine, &mine) == 0) allowed = CPU_COUNT(&mine);
-    int share = (int)(online > 0 ? online : 1) / (ranks_here > 0 ? ranks_here : 1);
-    int threads = allowed < share ? allowed : share;
-    return threads > 0 ? threads : 1;
-}
-
 enum status with_model_device(const char *command, const char *device, int64_t threads, int ranks_here,
                               const struct ops **ops) {
-    struct ops_options options = {.threads = with_model_threads(threads, ranks_here), .deterministic = true};
+    struct ops_options options = {.threads = threads > 0 ? (int)threads : machine_threads(ranks_here),
+                                  .deterministic = true};
     enum status status = ops_open(device ? device : "cpu", &options, ops);
     return status == STATUS_OK ? status : error_prefix(status, "%s: --device", command);
 }

@@ -37,9 +37,8 @@ enum status with_model_open(const char *command, const struct model_options *opt
 /* Ends everything; returns the first failure, `status` before its own, and leaves the message to rank 0. */
 enum status with_model_close(struct with_model *with, enum status status);
 
-/* Threads for each of `ranks_here` ranks on this machine when `asked` is 0. */
-int with_model_threads(int64_t asked, int ranks_here);
-/* Opens a device table by name for `threads` threads, the same bits whatever their number. */
+/* Opens a device table by name, the same bits whatever the number of threads. threads 0: what each of `ranks_here`
+ * ranks on this machine may use. */
 enum status with_model_device(const char *command, const char *device, int64_t threads, int ranks_here,
                               const struct ops **ops);
 

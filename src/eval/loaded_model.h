@@ -36,6 +36,7 @@ struct loaded_model {
     int64_t step;              /* of a checkpoint, else -1 */
     const struct config_attention *rules; /* of the kinds, as model_student takes them; belongs to this struct */
     size_t rule_count;                    /* 0: all `full` */
+    struct config_attention *owned_rules; /* an exported student's; NULL: the rules belong to config */
 };
 
 /* Opens `path` on `ops` (borrowed; closed after the model). options may be NULL. STATUS_NOT_FOUND or STATUS_USAGE says

@@ -1,0 +1,32 @@
+/* Time and memory of one step of distillation on random weights of a given shape. */
+#ifndef SQUINT_COMMANDS_BENCH_STEP_H
+#define SQUINT_COMMANDS_BENCH_STEP_H
+
+#include "base/error.h"
+#include "train/step.h"
+
+struct bench_step_options {
+    int64_t layers, heads, width, vocabulary; /* of a GPT-2 type model with mlp_width 4·width */
+    int64_t batch, length, steps;             /* B, T; steps that are timed, behind one that is not */
+    const char *candidates;                   /* of kind masks, as a recipe has them: "window(256), sinks(4)" */
+    const char *train;                        /* patterns, as a recipe has them: "new, attn" */
+    const char *precision, *device;
+    int64_t threads;
+    const char *temporary; /* directory for a shard of random ids */
+};
+
+struct bench_step_result {
+    double seconds; /* of a step: median */
+    double tokens_per_second;
+    double phases[PHASES]; /* seconds: medians */
+    double flops_per_second;
+    double planned_bytes; /* what stage_measure foretold */
+    double peak_bytes;    /* of this process */
+    double kl;            /* of the last step */
+    int64_t parameters, trained;
+    char device[160];
+};
+
+enum status bench_step(const struct bench_step_options *options, struct bench_step_result *result);
+
+#endif
