@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the small random models of tests/model/goldens with transformers, and what transformers computes with them.
 
-    build/oracles/bin/python tests/oracles/make_models.py [--check] [NAME...]
+    build/oracles/bin/python tests/oracles/make_models.py [--check]
 
 Each folder holds a Hugging Face directory (config.json, model.safetensors) and golden.safetensors:
     ids      [B,T] I32    random token ids
@@ -15,6 +15,7 @@ angles in float32, as transformers makes them). Every value is a function of the
 gpt2-f16, gpt2-bf16 and llama-sharded are gpt2-tied and llama-gqa stored in other ways, without goldens of their own.
 """
 import argparse
+import copy
 import json
 import pathlib
 import shutil
@@ -51,7 +52,7 @@ SHAPES = {"gpt2-tied": (2, 23), "gpt2-untied": (3, 7), "llama-gqa": (2, 17), "ll
 
 def random_model(name):
     """The model with every tensor random: norms around one, biases far from zero."""
-    config = CONFIGS[name]
+    config = copy.deepcopy(CONFIGS[name])  # saving a model changes its config's dtype
     make = GPT2LMHeadModel if config.model_type == "gpt2" else LlamaForCausalLM
     model = make._from_config(config, attn_implementation="sdpa").eval()
     generator = numpy.random.default_rng(zlib.crc32(name.encode()))
