@@ -1,0 +1,79 @@
+/* Shape checks of the attention operations; see check.h. */
+#include "kernels/check.h"
+
+static enum status check_count(const char *operation, int count, struct tensor coefficients) {
+    if (count < 1 || count > CANDIDATES_MAX) {
+        return error_set(STATUS_SHAPE, "%s: count: expected 1 to %d candidates, found %d", operation, CANDIDATES_MAX,
+                         count);
+    }
+    if (count != 1 && !tensor_present(coefficients)) {
+        return error_set(STATUS_SHAPE, "%s: %d candidates need coefficients", operation, count);
+    }
+    return STATUS_OK;
+}
+
+/* [heads,count], dimension 0 broadcast (stride 0) or in any row stride. */
+static enum status check_coefficients(const struct ops *ops, const char *operation, const char *argument,
+                                      struct tensor t, int64_t heads, int count) {
+    return tensor_present(t) ? check_tensor(operation, argument, t, ops->statistic, 2, SHAPE(heads, count)) : STATUS_OK;
+}
+
+static enum status check_forward(const struct ops *ops, const char *operation, const struct attention *a) {
+    const enum dtype real = ops->real;
+    TRY(check_tensor(operation, "q", a->q, real, 4, SHAPE(ANY, ANY, ANY, ANY)));
+    int64_t batch = a->q.shape[0], length = a->q.shape[1], heads = a->q.shape[2], width = a->q.shape[3];
+    TRY(check_tensor(operation, "k", a->k, real, 4, SHAPE(batch, length, ANY, width)));
+    TRY(check_tensor(operation, "v", a->v, real, 4, a->k.shape));
+    int64_t groups = a->k.shape[2];
+    if (groups < 1 || heads % groups) {
+        return error_set(STATUS_SHAPE, "%s: k: %lld query heads are no multiple of %lld key heads", operation,
+                         (long long)heads, (long long)groups);
+    }
+    TRY(check_tensor(operation, "o", a->o, real, 4, a->q.shape));
+    TRY(check_dense(operation, "start", a->start, DTYPE_I32, 2, SHAPE(batch, length)));
+    TRY(check_count(operation, a->count, a->coefficients));
+    TRY(check_coefficients(ops, operation, "coefficients", a->coefficients, heads, a->count));
+    TRY(check_dense(operation, "log_sums", a->log_sums, ops->statistic, 4, SHAPE(batch, heads, a->count, length)));
+    for (int m = 0; m < a->count; m++) {
+        const struct candidate *c = &a->candidates[m];
+        bool needs_a = c->kind != CANDIDATE_FULL, needs_b = c->kind == CANDIDATE_DILATED;
+        if (c->kind < CANDIDATE_FULL || c->kind > CANDIDATE_BLOCKS || (needs_a && c->a < 1) || (needs_b && c->b < 1)) {
+            return error_set(STATUS_SHAPE, "%s: candidate %d: kind %d with a %d, b %d is not defined", operation, m,
+                             (int)c->kind, (int)c->a, (int)c->b);
+        }
+    }
+    return STATUS_OK;
+}
+
+enum status check_attention(const struct ops *ops, const struct attention *a) {
+    return check_forward(ops, "attention", a);
+}
+
+enum status check_attention_backward(const struct ops *ops, const struct attention_backward *a) {
+    const char *operation = "attention_backward";
+    const struct attention *f = &a->forward;
+    TRY(check_forward(ops, operation, f));
+    TRY(check_tensor(operation, "d_o", a->d_o, ops->real, 4, f->q.shape));
+    TRY(check_tensor(operation, "dq", a->dq, ops->real, 4, f->q.shape));
+    TRY(check_tensor(operation, "dk", a->dk, ops->real, 4, f->k.shape));
+    TRY(check_tensor(operation, "dv", a->dv, ops->real, 4, f->k.shape));
+    return check_coefficients(ops, operation, "dcoefficients", a->dcoefficients, f->q.shape[2], f->count);
+}
+
+enum status check_attention_decode(const struct ops *ops, const struct attention_decode *a) {
+    const char *operation = "attention_decode";
+    TRY(check_tensor(operation, "q", a->q, ops->real, 3, SHAPE(ANY, ANY, ANY)));
+    int64_t batch = a->q.shape[0], heads = a->q.shape[1], width = a->q.shape[2];
+    TRY(check_tensor(operation, "k", a->k, ops->real, 4, SHAPE(batch, ANY, ANY, width)));
+    TRY(check_tensor(operation, "v", a->v, ops->real, 4, a->k.shape));
+    int64_t groups = a->k.shape[2];
+    if (groups < 1 || heads % groups) {
+        return error_set(STATUS_SHAPE, "%s: k: %lld query heads are no multiple of %lld key heads", operation,
+                         (long long)heads, (long long)groups);
+    }
+    TRY(check_tensor(operation, "o", a->o, ops->real, 3, a->q.shape));
+    TRY(check_count(operation, a->count, a->coefficients));
+    TRY(check_dense(operation, "slots", a->slots, DTYPE_I32, 3, SHAPE(batch, a->count, ANY)));
+    TRY(check_dense(operation, "slot_counts", a->slot_counts, DTYPE_I32, 2, SHAPE(batch, a->count)));
+    return check_coefficients(ops, operation, "coefficients", a->coefficients, heads, a->count);
+}
