@@ -44,6 +44,22 @@ static enum status check_tokenizer(const struct run *run, const struct run_optio
                      shard->path, expected, options->tokenizer_path, found, shard->info.tokenizer_name);
 }
 
+/* Held-out windows of `length`; what was open before is closed. */
+static enum status open_windows(struct run *run, int64_t length) {
+    const struct config *config = run->config;
+    if (config->valid_data_count == 0) return STATUS_OK;
+    if (run->has_valid && run->valid.options.length == length) return STATUS_OK;
+    if (run->has_valid) windows_close(&run->valid);
+    run->has_valid = false;
+    struct windows_options windows = {
+        .length = length, .stride = length, .sequences = config->eval.sequences, .joined = config->documents_joined};
+    enum status status =
+        windows_open((const char *const *)config->valid_data, config->valid_data_count, &windows, &run->valid);
+    if (status != STATUS_OK) return error_prefix(status, "data.valid");
+    run->has_valid = true;
+    return STATUS_OK;
+}
+
 static enum status open_data(struct run *run, const struct run_options *options) {
     struct config *config = run->config;
     TRY(batches_open(config->train_data, config->train_data_count, config->documents_joined, config->seed,
@@ -52,15 +68,7 @@ static enum status open_data(struct run *run, const struct run_options *options)
     for (size_t i = 0; i < config->stage_count; i++) {
         TRY(batches_start(&run->batches, (int64_t)i, config->stages[i].length));
     }
-    if (config->valid_data_count == 0) return STATUS_OK;
-    int64_t length = config->stages[0].length;
-    struct windows_options windows = {
-        .length = length, .stride = length, .sequences = config->eval.sequences, .joined = config->documents_joined};
-    enum status status =
-        windows_open((const char *const *)config->valid_data, config->valid_data_count, &windows, &run->valid);
-    if (status != STATUS_OK) return error_prefix(status, "data.valid");
-    run->has_valid = true;
-    return STATUS_OK;
+    return open_windows(run, config->stages[0].length);
 }
 
 static enum status check_vocabulary(const struct run *run, int64_t vocabulary, const char *whose) {
@@ -166,6 +174,7 @@ void run_close(struct run *run) {
 enum status run_start_stage(struct run *run, size_t index, int64_t *trained) {
     const struct config_stage *stage = &run->config->stages[index];
     TRY(batches_start(&run->batches, (int64_t)index, stage->length));
+    TRY(open_windows(run, stage->length));
     TRY(params_train(&run->student.params, stage->train, stage->train_count, trained));
     if (*trained > 0) return STATUS_OK;
     return error_set(STATUS_USAGE,

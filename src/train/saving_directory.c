@@ -1,0 +1,59 @@
+/* The run's directory and its lock; see saving.h. */
+#include "base/file.h"
+#include "base/memory.h"
+#include "train/saving.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+enum status saving_path(const struct run *run, const char *name, char **path) {
+    return file_join(run->config->run, name, path);
+}
+
+static enum status lock_here(const char *directory, int *lock) {
+    char *path = NULL;
+    TRY(file_make_directory(directory));
+    TRY(file_join(directory, "lock", &path));
+    enum status status = STATUS_OK;
+    *lock = open(path, O_CREAT | O_RDWR | O_CLOEXEC, 0666);
+    if (*lock < 0) {
+        status = error_set(STATUS_IO, "%s: cannot open it: %s", path, strerror(errno));
+    } else if (flock(*lock, LOCK_EX | LOCK_NB) != 0) {
+        status =
+            errno == EWOULDBLOCK
+                ? error_set(STATUS_USAGE,
+                            "%s: another job trains in this directory; wait for it, or set run: to another", directory)
+                : error_set(STATUS_IO, "%s: cannot lock it: %s", path, strerror(errno));
+        close(*lock);
+        *lock = -1;
+    }
+    free(path);
+    return status;
+}
+
+enum status saving_lock(const struct run *run, int *lock) {
+    enum status status = STATUS_OK;
+    *lock = -1;
+    if (comm_rank(run->comm) == 0) status = lock_here(run->config->run, lock);
+    return comm_agree(run->comm, status);
+}
+
+void saving_unlock(int *lock) {
+    if (*lock >= 0) close(*lock); /* ends the lock; the file stays, so that two processes always lock the same one */
+    *lock = -1;
+}
+
+enum status saving_write_config(const struct run *run) {
+    enum status status = STATUS_OK;
+    char *path = NULL;
+    if (comm_rank(run->comm) == 0) {
+        status = saving_path(run, "config.yaml", &path);
+        if (status == STATUS_OK) status = file_write(path, run->config->text, strlen(run->config->text));
+        free(path);
+    }
+    return comm_agree(run->comm, status);
+}

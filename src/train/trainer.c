@@ -1,0 +1,235 @@
+/* See trainer.h. Decides what happens when; what a step is stands in step.c, what is kept in saving.c, what is told in
+ * record.c. */
+#include "train/trainer.h"
+
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "eval/evaluate.h"
+#include "io/huggingface.h"
+#include "train/record.h"
+#include "train/saving.h"
+#include "train/schedule.h"
+#include "train/signals.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { ROLLBACKS_MAX = 3 };
+
+struct trainer {
+    struct run *run;
+    const struct trainer_options *options;
+    struct train_state state;
+    struct distill distill;
+    struct record record;
+    struct step_result last;
+    double last_lr;
+    int64_t bad_in_row;
+    int64_t rollbacks; /* since the last checkpoint that was written */
+    int64_t saved;     /* total steps of the newest checkpoint; −1: none in this life */
+    int lock;
+};
+
+static const struct config_stage *stage_of(const struct trainer *t) {
+    return &t->run->config->stages[t->state.stage];
+}
+
+/* True on every rank when a signal asked any of them to stop. */
+static enum status stop_requested(struct trainer *t, bool *stop) {
+    int64_t asked = signals_stop_requested();
+    TRY(comm_all_reduce(t->run->comm, tensor_1d(&asked, DTYPE_I64, 1), COMM_MAX));
+    *stop = asked != 0;
+    return STATUS_OK;
+}
+
+static enum status save(struct trainer *t) {
+    if (t->saved == t->state.total) return STATUS_OK;
+    TRY(saving_write(t->run, &t->state));
+    t->saved = t->state.total;
+    t->rollbacks = 0;
+    return STATUS_OK;
+}
+
+static enum status evaluate(struct trainer *t, const char *label) {
+    struct run *run = t->run;
+    if (!run->has_valid) return STATUS_OK;
+    bool with_teacher = run->has_teacher && strcmp(label, "start") == 0;
+    struct evaluate_row rows[] = {{"student", &run->student}, {"teacher", &run->teacher}};
+    struct evaluate_figures figures[2];
+    struct evaluate_options options = {.batch = t->distill.micro_batch};
+    TRY(evaluate_run(run_teacher(run), rows, with_teacher ? 2 : 1, &run->valid, &options, run->comm, figures));
+    return record_evaluation(&t->record, label, &t->state, &figures[0], with_teacher ? &figures[1] : NULL);
+}
+
+/* Goes back to the newest checkpoint; the samples that did the harm are not read again. */
+static enum status roll_back(struct trainer *t) {
+    struct train_state before = t->state;
+    bool found = false;
+    if (t->rollbacks++ >= ROLLBACKS_MAX) {
+        return error_set(STATUS_FAILED,
+                         "step %lld: went back %d times without coming to a new checkpoint; the last fault: %s",
+                         (long long)before.total, ROLLBACKS_MAX, t->last.fault);
+    }
+    TRY(saving_read(t->run, "auto", &t->state, &found));
+    if (!found) {
+        return error_set(STATUS_FAILED,
+                         "step %lld: %lld steps in a row were skipped and there is no checkpoint to go back to; "
+                         "the last fault: %s",
+                         (long long)before.total, (long long)t->bad_in_row, t->last.fault);
+    }
+    if (t->state.stage == before.stage) t->state.sample = before.sample;
+    t->state.skipped = before.skipped;
+    t->saved = t->state.total;
+    t->bad_in_row = 0;
+    log_line("back     to step %lld after %lld skipped steps in a row; its samples are left out",
+             (long long)t->state.total, (long long)t->run->config->train.max_bad_steps);
+    return STATUS_OK;
+}
+
+static enum status one_step(struct trainer *t) {
+    const struct config *config = t->run->config;
+    double begin = time_now_s();
+    double lr = schedule_lr(stage_of(t), config->train.decay, t->state.step);
+    struct step_settings settings = {.sample = t->state.sample, .update = t->state.updates + 1, .lr = lr};
+    comm_set_step(t->run->comm, t->state.total + 1);
+    TRY(distill_step(&t->distill, &settings, &t->last));
+    t->last_lr = lr;
+    t->state.step++;
+    t->state.total++;
+    t->state.sample += stage_of(t)->batch;
+    if (t->last.skipped) {
+        t->state.skipped++;
+        t->bad_in_row++;
+        if (comm_rank(t->run->comm) == 0) {
+            log_warning("step %lld skipped on all ranks, not finite: %s", (long long)t->state.total, t->last.fault);
+        }
+    } else {
+        t->state.updates++;
+        t->bad_in_row = 0;
+    }
+    return record_step(&t->record, &t->state, lr, time_now_s() - begin, &t->last);
+}
+
+/* Steps until the stage's end, a signal or a rollback (*again: the stage of t->state begins anew). */
+static enum status run_steps(struct trainer *t, bool *again) {
+    const struct config *config = t->run->config;
+    while (t->state.step < stage_of(t)->steps) {
+        bool stop = false;
+        TRY(one_step(t));
+        if (t->bad_in_row >= config->train.max_bad_steps) {
+            *again = true;
+            return comm_agree(t->run->comm, roll_back(t));
+        }
+        bool last = t->state.step == stage_of(t)->steps;
+        bool due = t->state.total % config->checkpoint.every == 0;
+        if (due && !last && t->bad_in_row == 0) TRY(save(t));
+        TRY(stop_requested(t, &stop));
+        if (stop && !last) {
+            TRY(save(t));
+            return error_set(STATUS_STOPPED, "stopped at step %lld on request; the same command goes on from there",
+                             (long long)t->state.total);
+        }
+        bool look = config->eval.every > 0 && t->state.total % config->eval.every == 0;
+        if (look && !last) TRY(evaluate(t, "eval"));
+    }
+    return STATUS_OK;
+}
+
+static enum status open_stage(struct trainer *t) {
+    struct run *run = t->run;
+    size_t index = (size_t)t->state.stage;
+    struct stage_memory memory;
+    int64_t trained = 0;
+    TRY(run_start_stage(run, index, &trained));
+    TRY(run_measure_stage(run, index, &memory));
+    record_plan(run, index, &memory);
+    t->distill = (struct distill){.config = run->config,
+                                  .stage = &run->config->stages[index],
+                                  .teacher = run_teacher(run),
+                                  .student = &run->student,
+                                  .comm = run->comm,
+                                  .batches = &run->batches};
+    TRY(comm_agree(run->comm, stage_open(&t->distill, &memory)));
+    if (t->state.step == 0) TRY(params_reset_moments(&run->student.params));
+    if (run->config->stages[index].objective == OBJECTIVE_ATTENTION) TRY(distill_calibrate(&t->distill));
+    return record_start_stage(&t->record, index, t->state.step);
+}
+
+static enum status run_stage(struct trainer *t) {
+    bool again = false;
+    bool first_look = t->state.step == 0 && t->state.stage == 0;
+    TRY(open_stage(t));
+    if (first_look) TRY(evaluate(t, "start"));
+    TRY(run_steps(t, &again));
+    if (again) return STATUS_OK;
+    record_end_stage(&t->record, &t->state, &t->last, t->last_lr);
+    TRY(evaluate(t, "end"));
+    t->state.stage++;
+    t->state.step = t->state.sample = t->state.updates = 0;
+    return save(t);
+}
+
+/* A model from scratch becomes a directory that can be a teacher. */
+static enum status save_model(struct trainer *t) {
+    struct run *run = t->run;
+    enum status status = STATUS_OK;
+    char *path = NULL;
+    if (!run->config->from_scratch) return STATUS_OK;
+    TRY(saving_path(run, "model", &path));
+    if (comm_rank(run->comm) == 0) {
+        struct huggingface_save what = {
+            .model = &run->student.config, .params = &run->student.params, .tokenizer = run->config->tokenizer};
+        status = file_remove_tree(path); /* of an earlier, shorter run */
+        if (status == STATUS_OK) status = huggingface_save(path, &what);
+    }
+    status = comm_agree(run->comm, status);
+    if (status == STATUS_OK) log_line("model    %s", path);
+    free(path);
+    return status;
+}
+
+static enum status prepare(struct trainer *t) {
+    struct run *run = t->run;
+    bool resumed = false;
+    t->saved = -1;
+    TRY(saving_lock(run, &t->lock));
+    if (strcmp(t->options->resume, "never") != 0) TRY(saving_read(run, t->options->resume, &t->state, &resumed));
+    if (resumed) t->saved = t->state.total;
+    TRY(saving_write_config(run));
+    char *log = NULL;
+    TRY(saving_path(run, "log", &log));
+    log_keep(log);
+    free(log);
+    record_announce(run);
+    if (resumed) {
+        log_line("resume   from step %lld%s", (long long)t->state.total,
+                 t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
+    }
+    return record_open(run, t->state.total, &t->record);
+}
+
+static enum status run_all(struct trainer *t) {
+    TRY(prepare(t));
+    bool fresh = t->state.stage < (int64_t)t->run->config->stage_count;
+    while (t->state.stage < (int64_t)t->run->config->stage_count) {
+        enum status status = run_stage(t);
+        stage_close(&t->distill);
+        if (status != STATUS_OK) return status;
+    }
+    if (fresh) TRY(save_model(t));
+    log_line("done     %s", t->run->config->run);
+    return STATUS_OK;
+}
+
+enum status trainer_run(struct run *run, const struct trainer_options *options) {
+    struct trainer trainer = {.run = run, .options = options, .lock = -1};
+    signals_watch();
+    enum status status = run_all(&trainer);
+    stage_close(&trainer.distill);
+    KEEP_FIRST(status, record_close(&trainer.record));
+    log_keep(NULL);
+    saving_unlock(&trainer.lock);
+    signals_restore();
+    return status;
+}
