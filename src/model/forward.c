@@ -32,7 +32,7 @@ enum status plan_load_batch(struct plan *plan, const struct batch *batch) {
     return plan_load(plan, batch->ids, plan->host_positions, batch->start);
 }
 
-enum status embed_batch(struct plan *plan, struct tensor x) {
+static enum status embed_batch(struct plan *plan, struct tensor x) {
     const struct params *params = &plan->model->params;
     struct embedding embedding = {.ids = plan->ids, .positions = plan->positions,
                                   .table = params_find(params, "wte")->value,
