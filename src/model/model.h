@@ -5,6 +5,7 @@
 #include "attention/attention.h"
 #include "params/params.h"
 
+/* Stays where it was made: its layers point into it. */
 struct model {
     struct model_config config;
     struct params params;

@@ -121,7 +121,7 @@ static void check_mixture(const struct ops *ops, const struct model_config *conf
 static void test_decoding(void **state) {
     (void)state;
     const struct ops *ops = NULL;
-    struct ops_options options = {.threads = 2};
+    struct ops_options options = {.threads = 1};
     make_tokens();
     CHECK_OK(ops_open("guard:cpu", &options, &ops));
     for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {

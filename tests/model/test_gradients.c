@@ -73,23 +73,22 @@ static void make_batch(struct setup *s, const struct row *row) {
 static char *patterns_all[] = {"all"};
 static char *patterns_new[] = {"new", "attn.qkv", "lora(2)", "norm1"};
 
-static struct setup set_up(const struct row *row, bool student) {
-    struct setup s = {0};
+static void set_up(struct setup *out, const struct row *row, bool student) {
     struct ops_options options = {.threads = 1};
-    CHECK_OK(ops_open("guard:cpu-f64", &options, &s.ops));
-    CHECK_OK(model_new(s.ops, &row->config, !student, &s.teacher));
-    CHECK_OK(model_initialise(&s.teacher, 7));
-    jitter(&s.teacher, 0.2, 8);
+    memset(out, 0, sizeof *out);
+    CHECK_OK(ops_open("guard:cpu-f64", &options, &out->ops));
+    CHECK_OK(model_new(out->ops, &row->config, !student, &out->teacher));
+    CHECK_OK(model_initialise(&out->teacher, 7));
+    jitter(&out->teacher, 0.2, 8);
     if (student) {
         char *words[] = {"full", "window(3)", "sinks(1)", "dilated(2,2)"};
         char *start[] = {"0.7", "0.4", "-0.3", "0"};
         struct config_option opts[] = {{.key = "candidates", .words = words, .count = 4}, {.key = "start", .words = start, .count = 4}};
         struct config_attention rule = {.first = 0, .last = -1, .kind = "masks", .options = opts, .option_count = 2};
-        CHECK_OK(model_student(&s.teacher, "test", &rule, 1, patterns_new, 4, true, 3, &s.student));
-        jitter(&s.student, 0.1, 9);
+        CHECK_OK(model_student(&out->teacher, "test", &rule, 1, patterns_new, 4, true, 3, &out->student));
+        jitter(&out->student, 0.1, 9);
     }
-    make_batch(&s, row);
-    return s;
+    make_batch(out, row);
 }
 
 static void tear_down(struct setup *s) {
@@ -196,7 +195,8 @@ static void test_all_parameters(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         for (int recompute = 0; recompute < 2; recompute++) {
-            struct setup s = set_up(&rows[i], false);
+            struct setup s;
+            set_up(&s, &rows[i], false);
             check_model(&s, &s.teacher, patterns_all, 1, recompute, false, rows[i].name);
             tear_down(&s);
         }
@@ -207,7 +207,8 @@ static void test_student(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         for (int recompute = 0; recompute < 2; recompute++) {
-            struct setup s = set_up(&rows[i], true);
+            struct setup s;
+            set_up(&s, &rows[i], true);
             check_model(&s, &s.student, patterns_new, 4, recompute, false, rows[i].name);
             tear_down(&s);
         }
@@ -217,7 +218,8 @@ static void test_student(void **state) {
 static void test_objective_attention(void **state) {
     (void)state;
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
-        struct setup s = set_up(&rows[i], true);
+        struct setup s;
+            set_up(&s, &rows[i], true);
         check_model(&s, &s.student, patterns_new, 3, false, true, rows[i].name);
         tear_down(&s);
     }

@@ -7,6 +7,7 @@
 #include "eval/text_stream.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
