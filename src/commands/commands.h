@@ -5,11 +5,13 @@
 #include "commands/command.h"
 
 extern const struct command command_corpus;
+extern const struct command command_plan;
 extern const struct command command_prep;
 extern const struct command command_tokenizer;
 extern const struct command command_bench;
 extern const struct command command_eval;
 extern const struct command command_generate;
 extern const struct command command_logits;
+extern const struct command command_train;
 
 #endif

@@ -6,6 +6,8 @@ const struct command *const command_table[] = {
     &command_prep,
     &command_corpus,
     &command_tokenizer,
+    &command_train,
+    &command_plan,
     &command_eval,
     &command_generate,
     &command_logits,

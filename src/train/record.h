@@ -6,14 +6,16 @@
 #include "eval/evaluate.h"
 #include "train/saving.h"
 
+enum { RECORD_KINDS = 32768 };
+
 struct record {
     struct run *run;
     struct metrics *metrics; /* NULL on other ranks */
     struct log_progress progress;
-    double flops;     /* of a step, all ranks */
-    double density;   /* of the student at the stage's length; negative: not defined */
-    double step_s;    /* smoothed seconds of a step */
-    double density_s; /* when it was computed */
+    double flops;   /* of a step, all ranks */
+    double density; /* of the student at the stage's length, looked up every few steps; negative: not defined */
+    double step_s;  /* smoothed seconds of a step; 0: none yet */
+    char *kinds;    /* the kinds' own numbers, as JSON members; [RECORD_KINDS] */
 };
 
 /* Lines before the first step: ranks and device, teacher, student, data. */
@@ -21,9 +23,13 @@ void record_announce(const struct run *run);
 /* "plan": memory of a stage, and how a batch is divided. */
 void record_plan(const struct run *run, size_t index, const struct stage_memory *memory);
 
-/* Opens metrics and events in the run's directory; lines of steps beyond `total` (of a life that was lost) are dropped.
- */
-enum status record_open(struct run *run, int64_t total, struct record *record);
+/* Opens metrics and events in the run's directory. resumed: lines of steps beyond `total` (of a life that was lost) are
+ * dropped. */
+enum status record_open(struct run *run, int64_t total, bool resumed, struct record *record);
+/* What was recorded is on the disk: before a checkpoint that counts on it. */
+enum status record_sync(struct record *record);
+/* After a rollback to `total`: later lines are dropped. */
+enum status record_roll_back(struct record *record, int64_t total);
 enum status record_close(struct record *record); /* NULL-safe, twice-safe */
 enum status record_start_stage(struct record *record, size_t index, int64_t step);
 enum status record_step(struct record *record, const struct train_state *state, double lr, double seconds,

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -45,6 +46,31 @@ enum status saving_lock(const struct run *run, int *lock) {
 void saving_unlock(int *lock) {
     if (*lock >= 0) close(*lock); /* ends the lock; the file stays, so that two processes always lock the same one */
     *lock = -1;
+}
+
+static enum status set_aside(const struct run *run, const char *name, const char *old_name) {
+    char *path = NULL, *old = NULL;
+    enum status status = STATUS_OK;
+    TRY_GOTO(done, saving_path(run, name, &path));
+    TRY_GOTO(done, saving_path(run, old_name, &old));
+    if (!file_exists(path)) goto done;
+    TRY_GOTO(done, file_remove_tree(old));
+    if (rename(path, old) != 0) {
+        status = error_set(STATUS_IO, "%s: cannot rename it to %s: %s", path, old, strerror(errno));
+    }
+done:
+    free(path);
+    free(old);
+    return status;
+}
+
+enum status saving_set_aside(const struct run *run) {
+    enum status status = STATUS_OK;
+    if (comm_rank(run->comm) == 0) {
+        status = set_aside(run, "checkpoints", "checkpoints.old");
+        KEEP_FIRST(status, set_aside(run, "metrics.jsonl", "metrics.old.jsonl"));
+    }
+    return comm_agree(run->comm, status);
 }
 
 enum status saving_write_config(const struct run *run) {

@@ -45,6 +45,7 @@ static enum status stop_requested(struct trainer *t, bool *stop) {
 
 static enum status save(struct trainer *t) {
     if (t->saved == t->state.total) return STATUS_OK;
+    TRY(record_sync(&t->record));
     TRY(saving_write(t->run, &t->state));
     t->saved = t->state.total;
     t->rollbacks = 0;
@@ -82,6 +83,7 @@ static enum status roll_back(struct trainer *t) {
     t->state.skipped = before.skipped;
     t->saved = t->state.total;
     t->bad_in_row = 0;
+    TRY(record_roll_back(&t->record, t->state.total));
     log_line("back     to step %lld after %lld skipped steps in a row; its samples are left out",
              (long long)t->state.total, (long long)t->run->config->train.max_bad_steps);
     return STATUS_OK;
@@ -122,6 +124,9 @@ static enum status run_steps(struct trainer *t, bool *again) {
             return comm_agree(t->run->comm, roll_back(t));
         }
         bool last = t->state.step == stage_of(t)->steps;
+        bool look = config->eval.every > 0 && t->state.total % config->eval.every == 0;
+        if (look && !last)
+            TRY(evaluate(t, "eval")); /* before the checkpoint: its line then counts for whoever resumes there */
         bool due = t->state.total % config->checkpoint.every == 0;
         if (due && !last && t->bad_in_row == 0) TRY(save(t));
         TRY(stop_requested(t, &stop));
@@ -130,8 +135,6 @@ static enum status run_steps(struct trainer *t, bool *again) {
             return error_set(STATUS_STOPPED, "stopped at step %lld on request; the same command goes on from there",
                              (long long)t->state.total);
         }
-        bool look = config->eval.every > 0 && t->state.total % config->eval.every == 0;
-        if (look && !last) TRY(evaluate(t, "eval"));
     }
     return STATUS_OK;
 }
@@ -196,17 +199,20 @@ static enum status prepare(struct trainer *t) {
     TRY(saving_lock(run, &t->lock));
     if (strcmp(t->options->resume, "never") != 0) TRY(saving_read(run, t->options->resume, &t->state, &resumed));
     if (resumed) t->saved = t->state.total;
+    if (!resumed) TRY(saving_set_aside(run));
     TRY(saving_write_config(run));
     char *log = NULL;
     TRY(saving_path(run, "log", &log));
     log_keep(log);
     free(log);
+    TRY(run_measure_peak(run->ops, run->config->precision == PRECISION_BF16, &run->peak_flops));
+    TRY(comm_all_reduce(run->comm, tensor_1d(&run->peak_flops, DTYPE_F64, 1), COMM_SUM));
     record_announce(run);
     if (resumed) {
         log_line("resume   from step %lld%s", (long long)t->state.total,
                  t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
     }
-    return record_open(run, t->state.total, &t->record);
+    return record_open(run, t->state.total, resumed, &t->record);
 }
 
 static enum status run_all(struct trainer *t) {

@@ -1,0 +1,88 @@
+/* See with_run.h. */
+#include "commands/with_run.h"
+
+#include "base/file.h"
+#include "base/log.h"
+#include "base/machine.h"
+#include "base/memory.h"
+#include "data-prep/tokenizer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static bool holds_tokenizer(const char *directory) {
+    static const char *const names[] = {"tokenizer.json", "vocab.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *path = NULL;
+        if (file_join(directory, names[i], &path) != STATUS_OK) return false;
+        bool found = file_exists(path);
+        free(path);
+        if (found) return true;
+    }
+    return false;
+}
+
+/* The tokenizer that the recipe names, or that lies beside the teacher: its hash is what the shards must carry. */
+static enum status read_tokenizer(const struct config *config, char **path, uint64_t *hash) {
+    struct tokenizer *tokenizer = NULL;
+    *hash = 0;
+    *path = NULL;
+    if (config->tokenizer) {
+        TRY(memory_copy_text(config->tokenizer, path));
+    } else if (config->teacher) {
+        TRY(run_find_teacher(config->teacher, path));
+        if (!holds_tokenizer(*path)) return STATUS_OK;
+    } else {
+        return STATUS_OK;
+    }
+    TRY(tokenizer_open(*path, &tokenizer));
+    *hash = tokenizer_hash(tokenizer);
+    tokenizer_close(&tokenizer);
+    return STATUS_OK;
+}
+
+static enum status open_device(struct with_run *with) {
+    const char *name = strcmp(with->config.device, "auto") == 0 ? "cpu" : with->config.device;
+    struct ops_options options = {.threads = machine_threads(comm_node_size(with->comm)),
+                                  .deterministic = with->config.deterministic};
+    return ops_open(name, &options, &with->ops);
+}
+
+static enum status read_here(const char *command, const struct option_list *words, const struct option_list *overrides,
+                             struct with_run *with, char **tokenizer, uint64_t *hash) {
+    if (words->count != 1) {
+        return error_set(STATUS_USAGE, "%s: expected one recipe, found %zu words; see squint %s --help", command,
+                         words->count, command);
+    }
+    TRY(config_read(words->values[0], overrides->values, overrides->count, &with->config));
+    TRY(read_tokenizer(&with->config, tokenizer, hash));
+    return open_device(with);
+}
+
+enum status with_run_open(const char *command, const struct option_list *words, const struct option_list *overrides,
+                          struct with_run *with) {
+    char *tokenizer = NULL;
+    uint64_t hash = 0;
+    *with = (struct with_run){0};
+    TRY(comm_open(NULL, &with->comm));
+    log_start(comm_rank(with->comm), false);
+    enum status status = read_here(command, words, overrides, with, &tokenizer, &hash);
+    status = comm_agree(with->comm, status);
+    if (status == STATUS_OK) {
+        struct run_options options = {.tokenizer_hash = hash, .tokenizer_path = tokenizer};
+        status = run_open(&with->config, with->comm, with->ops, &options, &with->run);
+    }
+    free(tokenizer);
+    return status;
+}
+
+enum status with_run_close(struct with_run *with, enum status status) {
+    int rank = with->comm ? comm_rank(with->comm) : 0;
+    run_close(&with->run);
+    if (with->ops) with->ops->close(with->ops);
+    with->ops = NULL;
+    config_free(&with->config);
+    KEEP_FIRST(status, comm_close(&with->comm));
+    if (rank != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    return status;
+}
