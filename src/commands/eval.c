@@ -165,7 +165,7 @@ static enum status check(struct eval_command *o) {
 static enum status work(struct eval_command *o) {
     struct with_model with;
     struct windows windows = {0};
-    enum status status = with_model_open("eval", &o->model, true, true, o->length, &with);
+    enum status status = with_model_open("eval", &o->model, true, o->length, &with);
     if (status != STATUS_OK) goto done;
     if (o->length == 0) {
         int64_t positions = with.loaded.model->config.positions;

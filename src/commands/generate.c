@@ -244,7 +244,7 @@ static enum status run(int argc, char **argv) {
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     TRY(check(&o));
     if (o.temperature < 0) o.temperature = o.samples > 0 ? 1 : 0;
-    enum status status = with_model_open("generate", &o.model, o.samples > 0, false, o.length, &with);
+    enum status status = with_model_open("generate", &o.model, o.samples > 0, o.length, &with);
     if (status == STATUS_OK) status = o.samples > 0 ? generate_corpus(&o, &with) : generate_one(&o, &with.loaded);
     return with_model_close(&with, status);
 }

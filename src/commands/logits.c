@@ -129,7 +129,7 @@ static enum status run(int argc, char **argv) {
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     if (!path) return error_set(STATUS_USAGE, "logits: --ids: expected a JSON file, found none");
     if (!out) return error_set(STATUS_USAGE, "logits: --out: expected the name of an HDF5 file, found none");
-    enum status status = with_model_open("logits", &options, false, false, length, &with);
+    enum status status = with_model_open("logits", &options, false, length, &with);
     if (status != STATUS_OK) goto done;
     TRY_GOTO(done, read_ids(path, with.loaded.model->config.vocabulary, &ids));
     TRY_GOTO(done, write_all(&with.loaded, &ids, out));

@@ -26,8 +26,8 @@ enum status with_model_device(const char *command, const char *device, int64_t t
     return status == STATUS_OK ? status : error_prefix(status, "%s: --device", command);
 }
 
-static enum status open_here(const char *command, const struct model_options *options, bool with_teacher,
-                             int64_t length, struct with_model *with) {
+static enum status open_here(const char *command, const struct model_options *options, int64_t length,
+                             struct with_model *with) {
     static const char *const precisions[] = {"fp32", "bf16"}, *const positions[] = {"refuse", "interpolate", "tile"};
     int precision = 0, beyond = 0;
     if (!options->model) {
@@ -37,20 +37,20 @@ static enum status open_here(const char *command, const struct model_options *op
     TRY(read_choice(command, "precision", options->precision, precisions, 2, &precision));
     TRY(read_choice(command, "positions", options->positions, positions, 3, &beyond));
     TRY(with_model_device(command, options->device, options->threads, comm_node_size(with->comm), &with->ops));
-    struct loaded_options loaded = {.teacher = options->teacher,
-                                    .with_teacher = with_teacher,
+    struct loaded_options loaded = {.comm = with->comm,
+                                    .teacher = options->teacher,
                                     .bf16 = precision == 1,
                                     .positions = (enum positions_beyond)beyond,
                                     .length = length};
     return loaded_model_open(with->ops, options->model, &loaded, &with->loaded);
 }
 
-enum status with_model_open(const char *command, const struct model_options *options, bool parallel, bool with_teacher,
-                            int64_t length, struct with_model *with) {
+enum status with_model_open(const char *command, const struct model_options *options, bool parallel, int64_t length,
+                            struct with_model *with) {
     memset(with, 0, sizeof *with);
     TRY(parallel ? comm_open(NULL, &with->comm) : comm_open_single(&with->comm));
     log_start(comm_rank(with->comm), false);
-    return comm_agree(with->comm, open_here(command, options, with_teacher, length, with));
+    return comm_agree(with->comm, open_here(command, options, length, with));
 }
 
 enum status with_model_close(struct with_model *with, enum status status) {

@@ -30,10 +30,10 @@ struct with_model {
     struct loaded_model loaded;
 };
 
-/* Starts the ranks (`parallel`) or one without MPI, the log, the device; opens MODEL. with_teacher, length: as in
+/* Starts the ranks (`parallel`) or one without MPI, the log, the device; opens MODEL. length: as in
  * struct loaded_options. Ranks agree; call with_model_close in any case. STATUS_USAGE: an option's value. */
-enum status with_model_open(const char *command, const struct model_options *options, bool parallel, bool with_teacher,
-                            int64_t length, struct with_model *with);
+enum status with_model_open(const char *command, const struct model_options *options, bool parallel, int64_t length,
+                            struct with_model *with);
 /* Ends everything; returns the first failure, `status` before its own, and leaves the message to rank 0. */
 enum status with_model_close(struct with_model *with, enum status status);
 

@@ -2,20 +2,21 @@
  *   a Hugging Face directory            config.json + safetensors: a model by itself (all layers `full`);
  *   one with squint.json                a student that squint exported: its kinds and their rows come along;
  *   a checkpoint (step-00000500)        the student (or from-scratch model) as trained, and its teacher;
- *   a run directory                     its newest checkpoint that verifies.
+ *   a run directory                     its newest checkpoint that verifies, else its model/.
  * Knows files and models; not tokenizers (it only says where the tokenizer lies). */
 #ifndef SQUINT_EVAL_LOADED_MODEL_H
 #define SQUINT_EVAL_LOADED_MODEL_H
 
+#include "comm/comm.h"
 #include "config/config.h"
 #include "model/model.h"
 
 enum loaded_source { LOADED_DIRECTORY = 0, LOADED_EXPORTED, LOADED_CHECKPOINT };
 
 struct loaded_options {
-    const char *teacher; /* a Hugging Face directory in place of the recorded one; NULL: the recorded one */
-    bool with_teacher;   /* load a recorded teacher even where the model runs without it (an exported student) */
-    bool bf16;           /* gemms may round their inputs to bf16 */
+    struct comm *comm;               /* every rank of it opens the same MODEL; NULL: this process alone */
+    const char *teacher;             /* a Hugging Face directory in place of the recorded one; NULL: the recorded one */
+    bool bf16;                       /* gemms may round their inputs to bf16 */
     enum positions_beyond positions; /* of learned positions; REFUSE: as a checkpoint's run chose */
     int64_t length; /* learned positions are made to reach it, as `positions` says; 0: the model's own */
 };
