@@ -14,7 +14,7 @@
 /* A figure that was not taken: its member is left out. (NaN is a figure: it is written as null and read back as NaN.)
  */
 #define METRICS_ABSENT (-DBL_MAX)
-enum { METRICS_PHASES = 12, METRICS_NAME = 48, METRICS_EXTRA = 32768 };
+enum { METRICS_PHASES = 12, METRICS_NAME = 48 };
 
 struct metrics_phase {
     const char *name; /* e.g. "forward" */
