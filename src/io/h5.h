@@ -61,6 +61,9 @@ enum status h5_read(struct h5 *file, const char *name, enum dtype dtype, int64_t
 enum status h5_dataset_visit(struct h5 *file, const char *group,
                              enum status (*each)(struct h5 *file, const char *name, void *context), void *context);
 
+/* Creates a group ("a/b": also "a", as needed), a place for attributes and datasets. */
+enum status h5_group_create(struct h5 *file, const char *name);
+
 /* --- virtual datasets ------------------------------------------------------------------------------------------- */
 
 /* A piece of a virtual dataset: elements first … first+count−1 of the flattened whole are those of one-dimensional

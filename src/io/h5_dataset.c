@@ -56,6 +56,17 @@ enum status h5_dataset_create(struct h5 *file, const char *name, enum dtype dtyp
     return status;
 }
 
+enum status h5_group_create(struct h5 *file, const char *name) {
+    hid_t group = -1, link = H5Pcreate(H5P_LINK_CREATE);
+    if (link >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0) {
+        group = H5Gcreate2(file->id, name, link, H5P_DEFAULT, H5P_DEFAULT);
+    }
+    enum status status = group < 0 ? h5_failure(STATUS_IO, file, name, "create the group") : STATUS_OK;
+    H5_CLOSE(H5Gclose, group);
+    H5_CLOSE(H5Pclose, link);
+    return status;
+}
+
 /* Selects elements first … first+count−1 of `space`, in whole rows. */
 static enum status select_rows(const struct h5 *file, const char *name, hid_t space, int64_t first, int64_t count) {
     hsize_t shape[H5_MAX_RANK] = {1, 1, 1, 1}, start[H5_MAX_RANK] = {0}, extent[H5_MAX_RANK];
