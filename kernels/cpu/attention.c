@@ -1,8 +1,79 @@
-/* Attention over candidate sets: the operations' entry points. Work is divided so that no sum depends on the number of
- * threads. */
+/* Attention over candidate sets: the operations' entry points. Sequences and key heads are taken in waves of as many as
+ * there are threads; their keys and values are packed, then their query heads walked. Which thread computes what
+ * depends on the number of threads; no sum does. */
 #include "kernels/cpu/attention_internal.h"
 
 #include <omp.h>
+
+/* What a call keeps in the device's scratch memory. */
+struct work {
+    const struct ops *ops;
+    const struct attention *a;
+    const struct attention_backward *g; /* NULL: forward pass */
+    int64_t batch, length, heads, groups, share, width, padded, runs;
+    int64_t units, wave;   /* sequences × key heads; at once */
+    bool all;              /* dead candidates are visited too */
+    int32_t *ends;         /* [B,T] */
+    struct block *blocks;  /* [threads] */
+    struct packed *packed; /* [wave] */
+    real *references;      /* [threads][T] */
+    real *deltas, *sums;   /* [wave · share][count][T]: backward only; sums only when `all` */
+    double *delta_sums;    /* [B,H,count] */
+};
+
+/* Hands out pieces of a block; without one it only counts (measure, then place). */
+static void *take(char *memory, size_t *used, size_t count, size_t size) {
+    char *piece = memory ? memory + *used : NULL;
+    *used += (count * size + 255) / 256 * 256;
+    return piece;
+}
+
+static void place_block(struct block *block, char *memory, size_t *used, const struct work *w) {
+    const size_t rows = (size_t)(BLOCK_ROWS * w->padded), kept = KEPT_ELEMENTS;
+    const int tiles = NAME(attention_tile_bound)(w->length);
+    struct block b = {.padded = w->padded};
+    b.tiles = take(memory, used, (size_t)tiles, sizeof *b.tiles);
+    b.pieces = take(memory, used, (size_t)CANDIDATES_MAX * BLOCK_ROWS, sizeof *b.pieces);
+    b.q = take(memory, used, rows, sizeof(real));
+    b.out = take(memory, used, rows, sizeof(real));
+    b.scores = take(memory, used, kept, sizeof(real));
+    b.gathered = take(memory, used, (size_t)(w->width * TILE_KEYS), sizeof(real));
+    if (w->g) {
+        b.d_o = take(memory, used, rows, sizeof(real));
+        b.d_weights = take(memory, used, kept, sizeof(real));
+    }
+    b.references = take(memory, used, (size_t)KEPT_TILES * BLOCK_ROWS, sizeof(real));
+    if (memory) *block = b;
+}
+
+static size_t place(struct work *w, char *memory) {
+    size_t used = 0;
+    const size_t threads = (size_t)w->ops->device->threads, rows = (size_t)(w->length * w->padded);
+    const size_t runs = (size_t)(w->runs * PACK_KEYS * w->width);
+    w->ends = take(memory, &used, (size_t)(w->batch * w->length), sizeof *w->ends);
+    w->blocks = take(memory, &used, threads, sizeof *w->blocks);
+    w->packed = take(memory, &used, (size_t)w->wave, sizeof *w->packed);
+    w->references = take(memory, &used, threads * (size_t)w->length, sizeof(real));
+    for (size_t n = 0; n < threads; n++) place_block(memory ? &w->blocks[n] : NULL, memory, &used, w);
+    for (int64_t n = 0; n < w->wave; n++) {
+        struct packed p = {.k_transposed = take(memory, &used, runs, sizeof(real))};
+        if (w->g) {
+            p.v_transposed = take(memory, &used, runs, sizeof(real));
+            p.k = take(memory, &used, rows, sizeof(real));
+            p.dk = take(memory, &used, rows, sizeof(real));
+            p.dv = take(memory, &used, rows, sizeof(real));
+        } else {
+            p.v = take(memory, &used, rows, sizeof(real));
+        }
+        if (memory) w->packed[n] = p;
+    }
+    if (!w->g) return used;
+    const size_t statistics = (size_t)(w->wave * w->share * w->a->count * w->length);
+    w->deltas = take(memory, &used, statistics, sizeof(real));
+    if (w->all) w->sums = take(memory, &used, statistics, sizeof(real));
+    w->delta_sums = take(memory, &used, (size_t)(w->batch * w->heads * w->a->count), sizeof(double));
+    return used;
+}
 
 /* ends [B,T]: one past the last token of each token's document. Bad starts are refused: they would lead out of memory.
  */
@@ -23,28 +94,51 @@ static enum status find_ends(struct tensor start, int32_t *ends) {
     return STATUS_OK;
 }
 
-static real *at(struct tensor t, int64_t b, int64_t head) {
-    return real_data(t) + b * t.stride[0] + head * t.stride[2];
+static enum status open_work(const struct ops *ops, const struct attention *a, const struct attention_backward *g,
+                             struct work *w) {
+    *w = (struct work){.ops = ops, .a = a, .g = g};
+    w->batch = a->q.shape[0];
+    w->length = a->q.shape[1];
+    w->heads = a->q.shape[2];
+    w->groups = a->k.shape[2];
+    w->share = w->heads / w->groups;
+    w->width = a->q.shape[3];
+    w->padded = pad_lanes(w->width);
+    w->runs = (w->length + PACK_KEYS - 1) / PACK_KEYS;
+    w->units = w->batch * w->groups;
+    w->wave = at_most(w->units, ops->device->threads);
+    for (int64_t h = 0; g && g->dead_gradients && tensor_present(a->coefficients) && h < w->heads; h++)
+        for (int m = 0; m < a->count; m++)
+            if (real_data(a->coefficients)[h * a->coefficients.stride[0] + m] == 0) w->all = true;
+    char *memory;
+    size_t stride;
+    TRY(device_scratch(ops, 1, place(w, NULL), &memory, &stride));
+    place(w, memory);
+    return find_ends(a->start, w->ends);
 }
 
-/* Sequence b, query head h. all: dead candidates are visited too. */
-static struct attention_head make_head(const struct attention *a, const int32_t *ends, int64_t b, int64_t h, bool all) {
-    const int64_t length = a->q.shape[1], group = h / (a->q.shape[2] / a->k.shape[2]);
+static struct rows rows_of(struct tensor t, int64_t b, int64_t head) {
+    return (struct rows){real_data(t) + b * t.stride[0] + head * t.stride[2], t.stride[1]};
+}
+
+static struct attention_head make_head(const struct work *w, int64_t b, int64_t h) {
+    const struct attention *a = w->a;
+    const struct rows k = rows_of(a->k, b, h / w->share), v = rows_of(a->v, b, h / w->share);
     struct attention_head head = {
         .start = (const int32_t *)a->start.data + b * a->start.stride[0],
-        .end = ends + b * length,
+        .end = w->ends + b * w->length,
         .causal = a->causal,
-        .length = length,
-        .width = a->q.shape[3],
-        .k = at(a->k, b, group),
-        .v = at(a->v, b, group),
-        .k_stride = a->k.stride[1],
-        .v_stride = a->v.stride[1],
+        .length = w->length,
+        .width = w->width,
+        .k = k.rows,
+        .v = v.rows,
+        .k_stride = k.stride,
+        .v_stride = v.stride,
     };
     for (int m = 0; m < a->count; m++) {
         const real c =
             tensor_present(a->coefficients) ? real_data(a->coefficients)[h * a->coefficients.stride[0] + m] : 1;
-        if (c == 0 && !all) continue;
+        if (c == 0 && !w->all) continue;
         head.candidates[head.count] = a->candidates[m];
         head.coefficients[head.count] = c;
         head.index[head.count++] = m;
@@ -52,116 +146,223 @@ static struct attention_head make_head(const struct attention *a, const int32_t 
     return head;
 }
 
-static void scale_row(const real *from, real scale, real *to, int64_t width) {
-    for (int64_t d = 0; d < width; d++) to[d] = scale * from[d];
-}
-
-static void forward_head(const struct attention *a, const struct attention_head *head, int64_t b, int64_t h,
-                         real *scratch) {
-    const int64_t length = head->length;
-    real *scores = scratch, *q = scratch + length;
-    real *sums = real_data(a->log_sums) + (b * a->q.shape[2] + h) * a->count * length;
-    real row_sums[CANDIDATES_MAX];
-    for (int64_t n = 0; n < a->count * length; n++) sums[n] = -REAL_INFINITY;
-    for (int64_t i = 0; i < length; i++) {
-        scale_row(at(a->q, b, h) + i * a->q.stride[1], (real)a->scale, q, head->width);
-        NAME(attention_row)(head, i, q, scores, row_sums, 1, at(a->o, b, h) + i * a->o.stride[1]);
-        for (int m = 0; m < head->count; m++) sums[head->index[m] * length + i] = row_sums[m];
+/* Run `run` of PACK_KEYS rows of from: transposed [D][PACK_KEYS], and as rows; each optional. */
+static void pack_run(const struct work *w, struct rows from, int64_t run, real *transposed, real *rows) {
+    const int64_t first = run * PACK_KEYS, count = at_most(PACK_KEYS, w->length - first);
+    real *to = transposed ? transposed + first * w->width : NULL;
+    for (int64_t d = 0; to && d < w->width; d++)
+        for (int64_t u = 0; u < PACK_KEYS; u++)
+            to[d * PACK_KEYS + u] = u < count ? from.rows[(first + u) * from.stride + d] : 0;
+    for (int64_t j = first; rows && j < first + count; j++) {
+        memcpy(rows + j * w->padded, from.rows + j * from.stride, (size_t)w->width * sizeof(real));
+        memset(rows + j * w->padded + w->width, 0, (size_t)(w->padded - w->width) * sizeof(real));
     }
 }
 
+static void pack_unit_run(const struct work *w, int64_t unit, int64_t slot, int64_t run) {
+    const struct packed *p = &w->packed[slot];
+    const int64_t b = unit / w->groups, group = unit % w->groups, first = run * PACK_KEYS * w->padded;
+    const size_t bytes = (size_t)(at_most(PACK_KEYS, w->length - run * PACK_KEYS) * w->padded) * sizeof(real);
+    pack_run(w, rows_of(w->a->k, b, group), run, p->k_transposed, p->k);
+    pack_run(w, rows_of(w->a->v, b, group), run, p->v_transposed, p->v);
+    if (!w->g) return;
+    memset(p->dk + first, 0, bytes);
+    memset(p->dv + first, 0, bytes);
+}
+
+static void clear_rows(struct rows t, int64_t length, int64_t width) {
+    for (int64_t i = 0; i < length; i++) memset(t.rows + i * t.stride, 0, (size_t)width * sizeof(real));
+}
+
+/* One task: part `part` of `parts` of a head. A head of several stages is one task. */
+struct task {
+    int64_t b, h, first, last;
+    struct attention_head head;
+    struct walk walk;
+    struct block *block;
+};
+
+/* False when there is nothing to do in this part. Later rows see more keys: they come first, for balance. */
+static bool open_task(const struct work *w, struct task *t, int64_t unit, int64_t slot, int64_t member, int64_t part,
+                      int64_t parts) {
+    t->b = unit / w->groups;
+    t->h = unit % w->groups * w->share + member;
+    t->head = make_head(w, t->b, t->h);
+    t->block = &w->blocks[omp_get_thread_num()];
+    t->block->head = &t->head;
+    t->block->walk = &t->walk;
+    t->block->packed = &w->packed[slot];
+    if (t->head.count == 0) return false;
+    NAME(attention_walk)(&t->head, &t->walk);
+    if (t->walk.stage_count > 1) return part == 0;
+    const int64_t count = NAME(attention_block_count)(&t->walk, w->length, 0);
+    t->first = count * (parts - 1 - part) / parts;
+    t->last = count * (parts - part) / parts;
+    return t->first < t->last;
+}
+
+/* What a head without a live candidate, and every dead candidate, leave behind. */
+static void forward_dead(const struct work *w, const struct task *t) {
+    real *sums = real_data(w->a->log_sums) + (t->b * w->heads + t->h) * w->a->count * w->length;
+    for (int m = 0, n = 0; m < w->a->count; m++) {
+        if (n < t->head.count && t->head.index[n] == m) {
+            n++;
+            continue;
+        }
+        for (int64_t i = 0; i < w->length; i++) sums[m * w->length + i] = -REAL_INFINITY;
+    }
+    if (t->head.count == 0) clear_rows(rows_of(w->a->o, t->b, t->h), w->length, w->width);
+}
+
+static void forward_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member, int64_t part,
+                         int64_t parts) {
+    struct task t;
+    const bool busy = open_task(w, &t, first_unit + slot, slot, member, part, parts);
+    if (part == 0) forward_dead(w, &t);
+    if (!busy) return;
+    struct head_forward pass = {.q = rows_of(w->a->q, t.b, t.h),
+                                .o = rows_of(w->a->o, t.b, t.h),
+                                .scale = (real)w->a->scale,
+                                .references = w->references + omp_get_thread_num() * w->length};
+    for (int m = 0; m < t.head.count; m++)
+        pass.log_sums[m] =
+            real_data(w->a->log_sums) + ((t.b * w->heads + t.h) * w->a->count + t.head.index[m]) * w->length;
+    NAME(attention_forward_blocks)(t.block, &pass, t.first, t.last);
+}
+
+enum { PARTS = 16 /* of a head: tasks for balance */ };
+
 enum status NAME(attention)(const struct ops *ops, const struct attention *a) {
     TRY(check_attention(ops, a));
-    const int64_t batch = a->q.shape[0], length = a->q.shape[1], heads = a->q.shape[2], width = a->q.shape[3];
-    const size_t ends_bytes = ((size_t)(batch * length) * sizeof(int32_t) + 255) / 256 * 256;
-    const size_t row_bytes = ((size_t)(length + width) * sizeof(real) + 255) / 256 * 256;
-    char *block;
-    size_t stride;
-    TRY(device_scratch(ops, 1, ends_bytes + (size_t)ops->device->threads * row_bytes, &block, &stride));
-    int32_t *ends = (int32_t *)block;
-    TRY(find_ends(a->start, ends));
-#pragma omp parallel for num_threads(ops->device->threads) schedule(dynamic)
-    for (int64_t n = 0; n < batch * heads; n++) {
-        const struct attention_head head = make_head(a, ends, n / heads, n % heads, false);
-        forward_head(a, &head, n / heads, n % heads,
-                     (real *)(block + ends_bytes + (size_t)omp_get_thread_num() * row_bytes));
+    struct work w;
+    TRY(open_work(ops, a, NULL, &w));
+    const int64_t parts = at_most(PARTS, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+#pragma omp parallel num_threads(ops->device->threads)
+    for (int64_t first = 0; first < w.units; first += w.wave) {
+        const int64_t now = at_most(w.wave, w.units - first);
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < now * w.runs; n++) pack_unit_run(&w, first + n / w.runs, n / w.runs, n % w.runs);
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < now * w.share * parts; n++)
+            forward_task(&w, first, n / parts / w.share, n / parts % w.share, n % parts, parts);
     }
     return STATUS_OK;
 }
 
-static void clear_rows(struct tensor t, int64_t b, int64_t head) {
-    for (int64_t i = 0; i < t.shape[1]; i++)
-        memset(at(t, b, head) + i * t.stride[1], 0, (size_t)t.shape[3] * sizeof(real));
+/* log Z of every candidate, the dead ones too: the forward pass knows only the living. */
+static void sums_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member) {
+    struct task t;
+    if (!open_task(w, &t, first_unit + slot, slot, member, 0, 1)) return;
+    struct head_forward pass = {.q = rows_of(w->a->q, t.b, t.h),
+                                .scale = (real)w->a->scale,
+                                .references = w->references + omp_get_thread_num() * w->length};
+    for (int m = 0; m < t.head.count; m++)
+        pass.log_sums[m] = w->sums + ((slot * w->share + member) * w->a->count + t.head.index[m]) * w->length;
+    NAME(attention_forward_blocks)(t.block, &pass, t.first, t.last);
 }
 
-/* deltas [count] of this head are written. */
-static void backward_head(const struct attention_backward *g, const struct attention_head *head, int64_t b, int64_t h,
-                          real *scratch, double *delta_sums) {
-    const struct attention *a = &g->forward;
-    const int64_t length = head->length, width = head->width, group = h / (a->q.shape[2] / a->k.shape[2]);
-    real *scores = scratch, *q = scratch + length, *dq = q + width, *unused = dq + width;
-    const real *sums = real_data(a->log_sums) + (b * a->q.shape[2] + h) * a->count * length;
-    real row_sums[CANDIDATES_MAX], deltas[CANDIDATES_MAX];
-    for (int m = 0; m < a->count; m++) delta_sums[m] = 0;
-    clear_rows(g->dq, b, h);
-    for (int64_t i = 0; i < length; i++) {
-        scale_row(at(a->q, b, h) + i * a->q.stride[1], (real)a->scale, q, width);
-        if (g->dead_gradients)
-            NAME(attention_row)(head, i, q, scores, row_sums, 1, unused);
-        else
-            for (int m = 0; m < head->count; m++) row_sums[m] = sums[head->index[m] * length + i];
-        memset(dq, 0, (size_t)width * sizeof(real));
-        const struct attention_row_gradient row = {
-            .d_o = at(g->d_o, b, h) + i * g->d_o.stride[1],
-            .log_sums = row_sums,
-            .deltas = deltas,
-            .stride = 1,
-            .dq = dq,
-            .dk = at(g->dk, b, group),
-            .dv = at(g->dv, b, group),
-            .dk_stride = g->dk.stride[1],
-            .dv_stride = g->dv.stride[1],
-            .last = length,
-            .find_deltas = true,
-        };
-        NAME(attention_row_backward)(head, i, q, &row);
-        scale_row(dq, (real)a->scale, at(g->dq, b, h) + i * g->dq.stride[1], width);
-        for (int m = 0; m < head->count; m++) delta_sums[head->index[m]] += (double)deltas[m];
+static void backward_task(const struct work *w, struct task *t, int64_t slot, int64_t member,
+                          struct head_backward *pass) {
+    const struct attention *a = w->a;
+    pass->q = rows_of(a->q, t->b, t->h);
+    pass->o = rows_of(a->o, t->b, t->h);
+    pass->d_o = rows_of(w->g->d_o, t->b, t->h);
+    pass->dq = rows_of(w->g->dq, t->b, t->h);
+    pass->scale = (real)a->scale;
+    for (int m = 0; m < t->head.count; m++) {
+        const int64_t here = ((slot * w->share + member) * a->count + t->head.index[m]) * w->length;
+        const int64_t there = ((t->b * w->heads + t->h) * a->count + t->head.index[m]) * w->length;
+        pass->deltas[m] = w->deltas + here;
+        pass->log_sums[m] = w->all ? w->sums + here : real_data(a->log_sums) + there;
     }
+    NAME(attention_backward_blocks)(t->block, pass, t->first, t->last);
+}
+
+/* All of one sequence and key head, in one thread. */
+static void unit_task(const struct work *w, int64_t first_unit, int64_t slot) {
+    for (int64_t member = 0; member < w->share; member++) {
+        struct task t;
+        struct head_backward pass = {.find_deltas = true, .want_dq = true, .want_dkv = true, .last_key = w->length};
+        if (open_task(w, &t, first_unit + slot, slot, member, 0, 1)) backward_task(w, &t, slot, member, &pass);
+    }
+}
+
+/* The same, divided: deltas and dq by rows, then dk and dv by keys. Every sum keeps its order. */
+static void rows_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member, int64_t part,
+                      int64_t parts) {
+    struct task t;
+    struct head_backward pass = {.find_deltas = true, .want_dq = true, .last_key = w->length};
+    if (open_task(w, &t, first_unit + slot, slot, member, part, parts)) backward_task(w, &t, slot, member, &pass);
+}
+static void keys_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t part, int64_t parts) {
+    for (int64_t member = 0; member < w->share; member++) {
+        struct task t;
+        struct head_backward pass = {
+            .want_dkv = true, .first_key = w->length * part / parts, .last_key = w->length * (part + 1) / parts};
+        if (open_task(w, &t, first_unit + slot, slot, member, 0, 1)) backward_task(w, &t, slot, member, &pass);
+    }
+}
+
+/* dk and dv back into their places; Σ_i of the deltas. */
+static void finish_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t part, int64_t parts) {
+    const int64_t unit = first_unit + slot, b = unit / w->groups, group = unit % w->groups;
+    const struct rows dk = rows_of(w->g->dk, b, group), dv = rows_of(w->g->dv, b, group);
+    const struct packed *p = &w->packed[slot];
+    for (int64_t j = w->length * part / parts; j < w->length * (part + 1) / parts; j++) {
+        memcpy(dk.rows + j * dk.stride, p->dk + j * w->padded, (size_t)w->width * sizeof(real));
+        memcpy(dv.rows + j * dv.stride, p->dv + j * w->padded, (size_t)w->width * sizeof(real));
+    }
+    for (int64_t member = 0; part == 0 && member < w->share; member++) {
+        const int64_t h = group * w->share + member;
+        const struct attention_head head = make_head(w, b, h);
+        double *sums = w->delta_sums + (b * w->heads + h) * w->a->count;
+        for (int m = 0; m < w->a->count; m++) sums[m] = 0;
+        for (int n = 0; n < head.count; n++) {
+            const real *deltas = w->deltas + ((slot * w->share + member) * w->a->count + head.index[n]) * w->length;
+            for (int64_t i = 0; i < w->length; i++) sums[head.index[n]] += (double)deltas[i];
+        }
+        if (head.count == 0) clear_rows(rows_of(w->g->dq, b, h), w->length, w->width);
+    }
+}
+
+static void add_coefficients(const struct work *w, struct tensor gradients) {
+    for (int64_t h = 0; h < w->heads; h++)
+        for (int m = 0; m < w->a->count; m++) {
+            double sum = 0;
+            for (int64_t b = 0; b < w->batch; b++) sum += w->delta_sums[(b * w->heads + h) * w->a->count + m];
+            real_data(gradients)[h * gradients.stride[0] + m] += (real)sum;
+        }
 }
 
 enum status NAME(attention_backward)(const struct ops *ops, const struct attention_backward *g) {
     TRY(check_attention_backward(ops, g));
-    const struct attention *a = &g->forward;
-    const int64_t batch = a->q.shape[0], length = a->q.shape[1], heads = a->q.shape[2], width = a->q.shape[3];
-    const int64_t groups = a->k.shape[2], count = a->count;
-    const size_t ends_bytes = ((size_t)(batch * length) * sizeof(int32_t) + 255) / 256 * 256;
-    const size_t delta_bytes = ((size_t)(batch * heads * count) * sizeof(double) + 255) / 256 * 256;
-    const size_t row_bytes = ((size_t)(length + 3 * width) * sizeof(real) + 255) / 256 * 256;
-    char *block;
-    size_t stride;
-    TRY(device_scratch(ops, 1, ends_bytes + delta_bytes + (size_t)ops->device->threads * row_bytes, &block, &stride));
-    int32_t *ends = (int32_t *)block;
-    double *delta_sums = (double *)(block + ends_bytes);
-    TRY(find_ends(a->start, ends));
-#pragma omp parallel for num_threads(ops->device->threads) schedule(dynamic)
-    for (int64_t n = 0; n < batch * groups; n++) {
-        const int64_t b = n / groups, group = n % groups, share = heads / groups;
-        clear_rows(g->dk, b, group);
-        clear_rows(g->dv, b, group);
-        for (int64_t h = group * share; h < (group + 1) * share; h++) {
-            const struct attention_head head = make_head(a, ends, b, h, g->dead_gradients);
-            backward_head(g, &head, b, h,
-                          (real *)(block + ends_bytes + delta_bytes + (size_t)omp_get_thread_num() * row_bytes),
-                          delta_sums + (b * heads + h) * count);
+    struct work w;
+    TRY(open_work(ops, &g->forward, g, &w));
+    const int threads = ops->device->threads;
+    const int64_t parts = at_most(PARTS, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+#pragma omp parallel num_threads(threads)
+    for (int64_t first = 0; first < w.units; first += w.wave) {
+        const int64_t now = at_most(w.wave, w.units - first);
+        const bool divided = 2 * now <= threads;
+        const int64_t cuts = at_most(2 * threads / now, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < now * w.runs; n++) pack_unit_run(&w, first + n / w.runs, n / w.runs, n % w.runs);
+        if (w.all)
+#pragma omp for schedule(dynamic)
+            for (int64_t n = 0; n < now * w.share; n++) sums_task(&w, first, n / w.share, n % w.share);
+        if (divided) {
+#pragma omp for schedule(dynamic)
+            for (int64_t n = 0; n < now * w.share * parts; n++)
+                rows_task(&w, first, n / parts / w.share, n / parts % w.share, n % parts, parts);
+#pragma omp for schedule(dynamic)
+            for (int64_t n = 0; n < now * cuts; n++) keys_task(&w, first, n / cuts, n % cuts, cuts);
+        } else {
+#pragma omp for schedule(dynamic)
+            for (int64_t n = 0; n < now; n++) unit_task(&w, first, n);
         }
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < now * parts; n++) finish_task(&w, first, n / parts, n % parts, parts);
     }
-    if (!tensor_present(g->dcoefficients)) return STATUS_OK;
-    for (int64_t h = 0; h < heads; h++)
-        for (int64_t m = 0; m < count; m++) {
-            double sum = 0;
-            for (int64_t b = 0; b < batch; b++) sum += delta_sums[(b * heads + h) * count + m];
-            real_data(g->dcoefficients)[h * g->dcoefficients.stride[0] + m] += (real)sum;
-        }
+    if (tensor_present(g->dcoefficients)) add_coefficients(&w, g->dcoefficients);
     return STATUS_OK;
 }

@@ -1,0 +1,81 @@
+/* The matrix product of attention's tiles: small, from cache, no packing of its own. A register tile of eight rows and
+ * two vectors; the vectors are the compiler's, as wide as the variant's instructions. */
+#include "kernels/cpu/attention_internal.h"
+
+#if defined(__AVX512F__)
+enum { VECTOR_BYTES = 64 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32 };
+#else
+enum { VECTOR_BYTES = 16 };
+#endif
+enum { VECTOR = VECTOR_BYTES / sizeof(real) };
+typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+struct operands {
+    int64_t k, a_row, a_column, b_row, c_row;
+    const real *a, *b;
+    real *c;
+    bool accumulate;
+};
+
+__attribute__((always_inline)) static inline void product(const struct operands *o, const real *a, const real *b,
+                                                          real *c, const int rows, const int vectors) {
+    vector sum[8][4];
+    const int64_t a_row = o->a_row, a_column = o->a_column, b_row = o->b_row, k = o->k;
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) sum[r][v] = (vector){0};
+    for (int64_t p = 0; p < k; p++) {
+        vector line[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) line[v] = *(const vector *)(b + p * b_row + v * VECTOR);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
+            const real x = a[r * a_row + p * a_column];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; v++) sum[r][v] += x * line[v];
+        }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            vector *to = (vector *)(c + r * o->c_row + v * VECTOR);
+            if (o->accumulate) sum[r][v] += *to;
+            *to = sum[r][v];
+        }
+}
+
+/* All rows of one strip of columns. */
+__attribute__((always_inline)) static inline void strip(const struct operands *o, int64_t m, int64_t column,
+                                                        const int rows, const int vectors) {
+    int64_t i = 0;
+    for (; i + rows <= m; i += rows)
+        product(o, o->a + i * o->a_row, o->b + column, o->c + i * o->c_row + column, rows, vectors);
+    for (; i + 2 <= m; i += 2) product(o, o->a + i * o->a_row, o->b + column, o->c + i * o->c_row + column, 2, vectors);
+    if (i < m) product(o, o->a + i * o->a_row, o->b + column, o->c + i * o->c_row + column, 1, vectors);
+}
+
+#if defined(__AVX512F__)
+enum { ROWS = 8, VECTORS = 2 };
+#else
+enum { ROWS = 4, VECTORS = 2 }; /* sixteen registers */
+#endif
+
+void NAME(attention_gemm)(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_column,
+                          const real *b, int64_t b_row, real *c, int64_t c_row, bool accumulate) {
+    const struct operands o = {.k = k,
+                               .a_row = a_row,
+                               .a_column = a_column,
+                               .b_row = b_row,
+                               .c_row = c_row,
+                               .a = a,
+                               .b = b,
+                               .c = c,
+                               .accumulate = accumulate};
+    int64_t column = 0;
+    for (; column + VECTORS * VECTOR <= n; column += VECTORS * VECTOR) strip(&o, m, column, ROWS, VECTORS);
+    for (; column < n; column += VECTOR) strip(&o, m, column, ROWS, 1);
+}

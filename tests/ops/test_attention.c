@@ -1,0 +1,608 @@
+/* Attention over candidate sets against a naive reference, against finite differences, and against itself: other
+ * instruction sets, other numbers of threads, changed futures, token by token. */
+#include "base/memory.h"
+#include "base/rng.h"
+#include "ops/attention_case.h"
+#include "support/check.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FULL                                                                                                           \
+    { CANDIDATE_FULL, 0, 0 }
+#define WINDOW(a)                                                                                                      \
+    { CANDIDATE_WINDOW, a, 0 }
+#define SINKS(a)                                                                                                       \
+    { CANDIDATE_SINKS, a, 0 }
+#define OFFSET(a)                                                                                                      \
+    { CANDIDATE_OFFSET, a, 0 }
+#define DILATED(a, b)                                                                                                  \
+    { CANDIDATE_DILATED, a, b }
+#define STRIDE(a)                                                                                                      \
+    { CANDIDATE_STRIDE, a, 0 }
+#define BLOCKS(a)                                                                                                      \
+    { CANDIDATE_BLOCKS, a, 0 }
+
+static const struct attention_case cases[] = {
+    /* name, B, T, H, G, D, count, candidates, coefficients, … */
+    {"one token", 1, 1, 1, 1, 8, 1, {FULL}, .plain = true},
+    {"full 7", 2, 7, 3, 1, 8, 1, {FULL}, .plain = true, .fused = true},
+    {"full 31, D 48", 1, 31, 4, 2, 48, 1, {FULL}, .plain = true},
+    {"full 129, D 64", 1, 129, 2, 2, 64, 1, {FULL}, .plain = true, .fused = true},
+    {"full 1000, D 100", 1, 1000, 1, 1, 100, 1, {FULL}, .plain = true},
+    {"full 2100, wide blocks", 1, 2100, 1, 1, 8, 1, {FULL}, .plain = true, .cuts = {77, 1500}},
+    {"full, documents", 2, 129, 2, 1, 48, 1, {FULL}, .plain = true, .cuts = {1, 2, 40, 64, 100}},
+    {"full, both directions", 2, 131, 2, 2, 64, 1, {FULL}, .plain = true, .cuts = {33, 34}, .bidirectional = true},
+    {"full, one coefficient", 1, 70, 2, 2, 16, 1, {FULL}, .coefficients = {{0.7}, {-1.5}}},
+    {"window", 1, 129, 2, 2, 64, 1, {WINDOW(32)}, .coefficients = {{1}, {1}}, .fused = true},
+    {"window wider than T", 1, 31, 2, 2, 100, 1, {WINDOW(100)}, .coefficients = {{1}, {1}}},
+    {"window 1", 1, 67, 2, 2, 8, 1, {WINDOW(1)}, .coefficients = {{1}, {-2}}},
+    {"window, both directions",
+     1,
+     129,
+     2,
+     2,
+     64,
+     1,
+     {WINDOW(20)},
+     .coefficients = {{1}, {1}},
+     .cuts = {64},
+     .bidirectional = true},
+    {"sinks", 1, 129, 2, 2, 64, 1, {SINKS(4)}, .coefficients = {{1}, {1}}, .cuts = {10, 12, 70}},
+    {"sinks, both directions",
+     1,
+     129,
+     2,
+     2,
+     8,
+     1,
+     {SINKS(40)},
+     .coefficients = {{1}, {1}},
+     .cuts = {10, 12, 70},
+     .bidirectional = true},
+    {"offset", 1, 129, 2, 2, 64, 1, {OFFSET(5)}, .coefficients = {{1}, {1}}, .cuts = {66}},
+    {"offset 0", 1, 40, 2, 2, 8, 1, {OFFSET(1)}, .coefficients = {{1}, {1}}},
+    {"offset beyond T", 1, 40, 2, 2, 8, 1, {OFFSET(40)}, .coefficients = {{1}, {1}}},
+    {"offset, both directions",
+     1,
+     129,
+     2,
+     2,
+     48,
+     1,
+     {OFFSET(37)},
+     .coefficients = {{1}, {1}},
+     .cuts = {66},
+     .bidirectional = true},
+    {"dilated", 1, 257, 2, 2, 64, 1, {DILATED(8, 4)}, .coefficients = {{1}, {1}}},
+    {"dilated, step beyond T", 1, 31, 2, 2, 64, 1, {DILATED(8, 40)}, .coefficients = {{1}, {1}}},
+    {"dilated, documents", 2, 257, 2, 1, 48, 1, {DILATED(16, 3)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
+    {"dilated, both directions",
+     1,
+     257,
+     2,
+     2,
+     8,
+     1,
+     {DILATED(8, 7)},
+     .coefficients = {{1}, {1}},
+     .cuts = {90},
+     .bidirectional = true},
+    {"stride", 1, 257, 2, 2, 64, 1, {STRIDE(5)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
+    {"stride 1", 1, 100, 2, 2, 64, 1, {STRIDE(1)}, .coefficients = {{1}, {1}}, .cuts = {5, 64}},
+    {"stride, both directions",
+     1,
+     257,
+     2,
+     2,
+     8,
+     1,
+     {STRIDE(40)},
+     .coefficients = {{1}, {1}},
+     .cuts = {5, 64},
+     .bidirectional = true},
+    {"blocks", 1, 257, 2, 2, 64, 1, {BLOCKS(48)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
+    {"blocks, both directions",
+     1,
+     257,
+     2,
+     2,
+     8,
+     1,
+     {BLOCKS(48)},
+     .coefficients = {{1}, {1}},
+     .cuts = {5, 64},
+     .bidirectional = true},
+    {"window and sinks",
+     2,
+     300,
+     4,
+     2,
+     64,
+     2,
+     {WINDOW(64), SINKS(4)},
+     .coefficients = {{1, 0.25}, {0.6, -0.5}},
+     .fused = true},
+    {"window and sinks, one row",
+     2,
+     130,
+     4,
+     2,
+     8,
+     2,
+     {WINDOW(16), SINKS(4)},
+     .coefficients = {{1, 0.25}},
+     .shared = true},
+    {"window and sinks, documents",
+     2,
+     300,
+     2,
+     2,
+     48,
+     2,
+     {WINDOW(64), SINKS(4)},
+     .coefficients = {{1, 0.25}, {0.6, -0.5}},
+     .cuts = {3, 31, 32, 33, 150}},
+    {"two windows and a block",
+     1,
+     200,
+     2,
+     1,
+     100,
+     3,
+     {WINDOW(8), WINDOW(70), BLOCKS(32)},
+     .coefficients = {{1, 0.5, 0.2}, {-1, 1, 1}}},
+    {"full and window", 1, 200, 2, 2, 64, 2, {FULL, WINDOW(20)}, .coefficients = {{1, 0.5}, {0.5, -0.5}}, .cuts = {90}},
+    {"full and all else",
+     1,
+     150,
+     2,
+     1,
+     48,
+     8,
+     {FULL, WINDOW(20), SINKS(3), OFFSET(7), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
+     .coefficients = {{1, 0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {0.1, -0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
+     .cuts = {60}},
+    {"all but full",
+     2,
+     150,
+     2,
+     1,
+     48,
+     7,
+     {WINDOW(20), SINKS(3), OFFSET(30), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
+     .coefficients = {{0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {-0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
+     .cuts = {60}},
+    {"all but full, both directions",
+     1,
+     150,
+     2,
+     1,
+     8,
+     7,
+     {WINDOW(20), SINKS(3), OFFSET(30), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
+     .coefficients = {{0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {-0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
+     .cuts = {60},
+     .bidirectional = true},
+    {"scattered only",
+     1,
+     260,
+     2,
+     2,
+     64,
+     5,
+     {OFFSET(1), OFFSET(64), STRIDE(16), STRIDE(24), DILATED(9, 11)},
+     .coefficients = {{1, 0.5, 0.5, 0.5, 0.5}, {1, -0.5, 0.5, -0.5, 0.5}},
+     .cuts = {100}},
+    {"three dilations",
+     1,
+     300,
+     2,
+     2,
+     8,
+     4,
+     {DILATED(4, 1), DILATED(8, 6), DILATED(20, 6), DILATED(5, 9)},
+     .coefficients = {{1, 0.5, 0.5, 0.5}, {1, -0.5, 0.5, -0.5}},
+     .cuts = {100}},
+    {"dilated inside a window",
+     1,
+     200,
+     2,
+     2,
+     64,
+     3,
+     {WINDOW(64), DILATED(16, 4), OFFSET(9)},
+     .coefficients = {{1, 0.5, 1}, {1, -0.5, 1}}},
+    {"dead candidates",
+     1,
+     150,
+     4,
+     2,
+     48,
+     4,
+     {FULL, WINDOW(20), SINKS(3), DILATED(6, 5)},
+     .coefficients = {{0, 1, 0, 0.5}, {0, 0, 0, 0}}},
+    {"dead candidates' gradients",
+     2,
+     150,
+     4,
+     2,
+     48,
+     4,
+     {FULL, WINDOW(20), SINKS(3), DILATED(6, 5)},
+     .coefficients = {{0, 1, 0, 0.5}, {0, 0, 0, 0}},
+     .dead_gradients = true,
+     .cuts = {50}},
+    {"one dead candidate's gradient",
+     1,
+     40,
+     2,
+     2,
+     8,
+     1,
+     {WINDOW(20)},
+     .coefficients = {{0}, {1}},
+     .dead_gradients = true},
+    {"empty rows beside others",
+     1,
+     90,
+     2,
+     2,
+     8,
+     2,
+     {OFFSET(3), OFFSET(50)},
+     .coefficients = {{1, 0.5}, {1, 1}},
+     .cuts = {40}},
+    {"distant maxima",
+     1,
+     140,
+     2,
+     1,
+     64,
+     3,
+     {WINDOW(9), SINKS(2), OFFSET(20)},
+     .coefficients = {{1, 0.5, -0.5}, {0.5, 1, 0.5}},
+     .magnitude = 60},
+    {"distant maxima, dilated",
+     1,
+     140,
+     2,
+     1,
+     64,
+     3,
+     {WINDOW(3), SINKS(1), DILATED(5, 7)},
+     .coefficients = {{1, 0.5, -0.5}, {0.5, 1, 0}},
+     .magnitude = 60,
+     .dead_gradients = true,
+     .cuts = {70}},
+    {"many columns, not kept", 1, 2300, 1, 1, 8, 2, {FULL, WINDOW(40)}, .coefficients = {{1, 0.5}}, .cuts = {150}},
+};
+enum { CASES = sizeof cases / sizeof *cases };
+
+static const struct ops *open_table(const char *name, int threads, const char *isa) {
+    const struct ops *ops;
+    CHECK_OK(ops_open(name, &(struct ops_options){.threads = threads, .isa = isa}, &ops));
+    return ops;
+}
+
+/* Runs every case on a table against the reference. */
+static void against_reference(const char *table, const char *isa, double tolerance) {
+    const struct ops *ops = open_table(table, 2, isa);
+    for (int n = 0; n < CASES; n++) {
+        struct attention_arrays expected, found;
+        case_fill(&cases[n], (uint64_t)n, &expected);
+        case_fill(&cases[n], (uint64_t)n, &found);
+        case_reference(&cases[n], &expected);
+        case_run(ops, &cases[n], &found, true);
+        /* A score's rounding error grows with it. */
+        const double factor = cases[n].magnitude > 0 ? cases[n].magnitude : 1;
+        case_compare(&cases[n], isa ? isa : table, &expected, &found, tolerance * factor);
+        case_free(&expected);
+        case_free(&found);
+    }
+    ops->close(ops);
+}
+
+static void test_double(void **state) {
+    (void)state;
+    against_reference("cpu-f64", NULL, 1e-12);
+}
+static void test_base(void **state) {
+    (void)state;
+    against_reference("cpu", "base", 2e-5);
+}
+static void test_avx2(void **state) {
+    (void)state;
+    against_reference("cpu", "avx2", 2e-5);
+}
+static void test_best(void **state) {
+    (void)state;
+    against_reference("cpu", NULL, 2e-5);
+}
+static void test_guarded(void **state) {
+    (void)state;
+    against_reference("guard:cpu", NULL, 2e-5);
+    against_reference("guard:cpu-f64", NULL, 1e-12);
+}
+
+static double loss(const struct ops *ops, const struct attention_case *row, struct attention_arrays *x) {
+    case_run(ops, row, x, false);
+    double sum = 0;
+    for (int64_t n = 0; n < case_query_count(row); n++) sum += x->o[n] * x->d_o[n];
+    return sum;
+}
+
+/* Central differences of Σ o·d_o by every element of one input. */
+static void differences(const struct ops *ops, const struct attention_case *row, struct attention_arrays *x,
+                        const char *name, double *input, const double *gradient, int64_t count) {
+    const double step = 1e-5;
+    for (int64_t n = 0; n < count; n++) {
+        const double before = input[n];
+        input[n] = before + step;
+        const double up = loss(ops, row, x);
+        input[n] = before - step;
+        const double down = loss(ops, row, x);
+        input[n] = before;
+        const double expected = (up - down) / (2 * step);
+        if (fabs(expected - gradient[n]) > 1e-7 * fmax(1, fabs(expected)))
+            fail_msg("%s: d%s[%lld]: differences give %.9g, backward %.9g", row->name, name, (long long)n, expected,
+                     gradient[n]);
+    }
+}
+
+static void test_differences(void **state) {
+    (void)state;
+    static const struct attention_case rows[] = {
+        {"full", 1, 9, 2, 1, 5, 1, {FULL}, .plain = true},
+        {"window, sinks",
+         2,
+         11,
+         2,
+         1,
+         3,
+         2,
+         {WINDOW(3), SINKS(2)},
+         .coefficients = {{0.8, 0.3}, {1, -0.4}},
+         .cuts = {4}},
+        {"every kind",
+         1,
+         13,
+         2,
+         2,
+         4,
+         7,
+         {FULL, WINDOW(3), SINKS(2), OFFSET(4), DILATED(3, 2), STRIDE(3), BLOCKS(4)},
+         .coefficients = {{0.8, 0.3, -0.2, 0.5, 0.7, 0.2, 0.1}, {-0.8, 0.3, 0.2, -0.5, 0.7, 0.2, 0.1}},
+         .cuts = {8}},
+        {"scattered",
+         1,
+         13,
+         2,
+         2,
+         4,
+         4,
+         {OFFSET(4), DILATED(3, 2), STRIDE(3), DILATED(2, 5)},
+         .coefficients = {{0.5, 0.7, 0.2, 0.1}, {-0.5, 0.7, 0.2, 0.1}},
+         .bidirectional = true},
+        {"shared row",
+         2,
+         7,
+         3,
+         1,
+         3,
+         2,
+         {WINDOW(3), STRIDE(2)},
+         .coefficients = {{0.8, 0.3}},
+         .shared = true,
+         .fused = true},
+        {"distant maxima", 1, 9, 1, 1, 4, 2, {WINDOW(2), SINKS(1)}, .coefficients = {{0.8, 0.3}}, .magnitude = 100},
+        {"dead",
+         1,
+         9,
+         2,
+         1,
+         4,
+         3,
+         {WINDOW(2), SINKS(1), DILATED(2, 3)},
+         .coefficients = {{0.8, 0, 0}, {0, 0, 1}},
+         .dead_gradients = true},
+    };
+    const struct ops *ops = open_table("cpu-f64", 1, NULL);
+    for (size_t r = 0; r < sizeof rows / sizeof *rows; r++) {
+        const struct attention_case *row = &rows[r];
+        struct attention_arrays x;
+        case_fill(row, 100 + r, &x);
+        case_run(ops, row, &x, true);
+        differences(ops, row, &x, "q", x.q, x.dq, case_query_count(row));
+        differences(ops, row, &x, "k", x.k, x.dk, case_key_count(row));
+        differences(ops, row, &x, "v", x.v, x.dv, case_key_count(row));
+        /* A shared row's gradient is the sum over the heads: the test's own copies all move together. */
+        if (!row->plain && !row->shared)
+            differences(ops, row, &x, "coefficients", x.coefficients, x.dcoefficients, row->heads * row->count);
+        if (row->shared) differences(ops, row, &x, "coefficients", x.coefficients, x.dcoefficients, row->count);
+        case_free(&x);
+    }
+    ops->close(ops);
+}
+
+static void expect_same_bits(const struct attention_case *row, const char *what, const char *name, const double *a,
+                             const double *b, int64_t count) {
+    for (int64_t n = 0; n < count; n++)
+        if (memcmp(&a[n], &b[n], sizeof *a) != 0)
+            fail_msg("%s: %s: %s[%lld]: expected %.17g, found %.17g", row->name, what, name, (long long)n, a[n], b[n]);
+}
+
+static void test_threads(void **state) {
+    (void)state;
+    static const int counts[] = {2, 3, 5, 16};
+    for (int n = 0; n < CASES; n++) {
+        struct attention_arrays one, many;
+        const struct attention_case *row = &cases[n];
+        const struct ops *ops = open_table("cpu", 1, NULL);
+        case_fill(row, 7, &one);
+        case_run(ops, row, &one, true);
+        ops->close(ops);
+        for (size_t t = 0; t < sizeof counts / sizeof *counts; t++) {
+            char what[40];
+            snprintf(what, sizeof what, "%d threads", counts[t]);
+            ops = open_table("cpu", counts[t], NULL);
+            case_fill(row, 7, &many);
+            case_run(ops, row, &many, true);
+            ops->close(ops);
+            expect_same_bits(row, what, "o", one.o, many.o, case_query_count(row));
+            expect_same_bits(row, what, "dq", one.dq, many.dq, case_query_count(row));
+            expect_same_bits(row, what, "dk", one.dk, many.dk, case_key_count(row));
+            expect_same_bits(row, what, "dv", one.dv, many.dv, case_key_count(row));
+            expect_same_bits(row, what, "dcoefficients", one.dcoefficients, many.dcoefficients,
+                             row->heads * row->count);
+            case_free(&many);
+        }
+        case_free(&one);
+    }
+}
+
+/* No output before token t knows that it was changed. */
+static void test_no_leak(void **state) {
+    (void)state;
+    const struct ops *ops = open_table("cpu", 2, NULL);
+    for (int n = 0; n < CASES; n++) {
+        const struct attention_case *row = &cases[n];
+        if (row->bidirectional || row->batch > 1) continue;
+        struct attention_arrays before;
+        case_fill(row, 8, &before);
+        case_run(ops, row, &before, false);
+        for (int part = 1; part < 4; part++) {
+            const int64_t t = row->length * part / 4;
+            struct attention_arrays after;
+            case_fill(row, 8, &after);
+            for (int64_t d = t * row->heads * row->width; d < case_query_count(row); d++) after.q[d] *= -30;
+            for (int64_t d = t * row->groups * row->width; d < case_key_count(row); d++) {
+                after.k[d] = 50 - after.k[d];
+                after.v[d] *= 1e6;
+            }
+            case_run(ops, row, &after, false);
+            expect_same_bits(row, "a changed future", "o", before.o, after.o, t * row->heads * row->width);
+            case_free(&after);
+        }
+        case_free(&before);
+    }
+    ops->close(ops);
+}
+
+/* The slots that query i of sequence b reads, from the definitions. */
+static void list_slots(const struct attention_case *row, const struct attention_arrays *x, int64_t i, int32_t *slots,
+                       int32_t *counts) {
+    for (int64_t b = 0; b < row->batch; b++)
+        for (int m = 0; m < row->count; m++) {
+            int32_t *list = slots + (b * row->count + m) * row->length, count = 0;
+            for (int64_t j = 0; j < row->length; j++)
+                if (case_shows(&row->candidates[m], true, x->start + b * row->length, i, j)) list[count++] = (int32_t)j;
+            counts[b * row->count + m] = count;
+        }
+}
+
+static struct tensor device_copy(const struct ops *ops, enum dtype dtype, const void *from, int64_t count) {
+    struct tensor t = tensor_1d(NULL, dtype, count);
+    CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
+    CHECK_OK(ops->upload(ops, t, from));
+    return t;
+}
+
+static void decode_case(const struct ops *ops, const struct attention_case *row, int64_t every) {
+    struct attention_arrays x;
+    case_fill(row, 9, &x);
+    case_run(ops, row, &x, false);
+    const int64_t stride = row->heads * row->width, lists = row->batch * row->count;
+    struct tensor q = device_copy(ops, DTYPE_F64, x.q, case_query_count(row));
+    struct tensor k = device_copy(ops, DTYPE_F64, x.k, case_key_count(row));
+    struct tensor v = device_copy(ops, DTYPE_F64, x.v, case_key_count(row));
+    struct tensor o = device_copy(ops, DTYPE_F64, x.q, row->batch * stride);
+    struct tensor c = device_copy(ops, DTYPE_F64, x.coefficients, row->heads * row->count);
+    int32_t *slots, *counts;
+    double *found;
+    CHECK_OK(memory_new((size_t)(lists * row->length), sizeof *slots, "slots", &slots));
+    CHECK_OK(memory_new((size_t)lists, sizeof *counts, "counts", &counts));
+    CHECK_OK(memory_new((size_t)(row->batch * stride), sizeof *found, "outputs", &found));
+    for (int64_t i = 0; i < row->length; i += every) {
+        list_slots(row, &x, i, slots, counts);
+        struct tensor s = device_copy(ops, DTYPE_I32, slots, lists * row->length);
+        struct tensor n = device_copy(ops, DTYPE_I32, counts, lists);
+        struct attention_decode a = {.count = row->count, .scale = 1 / sqrt((double)row->width)};
+        a.q = tensor_3d((double *)q.data + i * stride, DTYPE_F64, row->batch, row->heads, row->width);
+        a.q.stride[0] = row->length * stride;
+        a.k = tensor_4d(k.data, DTYPE_F64, row->batch, row->length, row->groups, row->width);
+        a.v = tensor_4d(v.data, DTYPE_F64, row->batch, row->length, row->groups, row->width);
+        a.o = tensor_3d(o.data, DTYPE_F64, row->batch, row->heads, row->width);
+        a.coefficients = row->plain ? tensor_none() : tensor_2d(c.data, DTYPE_F64, row->heads, row->count);
+        if (row->shared) a.coefficients.stride[0] = 0;
+        a.slots = tensor_3d(s.data, DTYPE_I32, row->batch, row->count, row->length);
+        a.slot_counts = tensor_2d(n.data, DTYPE_I32, row->batch, row->count);
+        CHECK_OK(ops->attention_decode(ops, &a));
+        CHECK_OK(ops->download(ops, o, found));
+        for (int64_t b = 0; b < row->batch; b++)
+            for (int64_t d = 0; d < stride; d++) {
+                const double expected = x.o[(b * row->length + i) * stride + d];
+                if (!(fabs(expected - found[b * stride + d]) <= 1e-11 * fmax(1, fabs(expected))))
+                    fail_msg("%s: decoding token %lld: expected %.15g, found %.15g", row->name, (long long)i, expected,
+                             found[b * stride + d]);
+            }
+        ops->release(ops, s.data);
+        ops->release(ops, n.data);
+    }
+    struct tensor blocks[] = {q, k, v, o, c};
+    for (size_t n = 0; n < sizeof blocks / sizeof *blocks; n++) ops->release(ops, blocks[n].data);
+    free(slots);
+    free(counts);
+    free(found);
+    case_free(&x);
+}
+
+static void test_decode(void **state) {
+    (void)state;
+    const struct ops *ops = open_table("cpu-f64", 2, NULL);
+    for (int n = 0; n < CASES; n++)
+        if (!cases[n].bidirectional) decode_case(ops, &cases[n], cases[n].length / 20 + 1);
+    ops->close(ops);
+}
+
+/* Documents that begin nowhere, slots that are not there. */
+static void test_refusals(void **state) {
+    (void)state;
+    const struct ops *ops = open_table("cpu", 1, NULL);
+    float x[4 * 8] = {0}, sums[4];
+    int32_t start[4] = {0, 0, 3, 3}, slots[2] = {0, 4}, counts[1] = {2};
+    struct attention a = {.count = 1, .causal = true, .scale = 1, .candidates = {FULL}};
+    a.q = a.k = a.v = a.o = tensor_4d(x, DTYPE_F32, 1, 4, 1, 8);
+    a.start = tensor_2d(start, DTYPE_I32, 1, 4);
+    a.log_sums = tensor_4d(sums, DTYPE_F32, 1, 1, 1, 4);
+    CHECK_STATUS(STATUS_SHAPE, ops->attention(ops, &a));
+    start[2] = -1;
+    CHECK_STATUS(STATUS_SHAPE, ops->attention(ops, &a));
+    a.candidates[0] = (struct candidate)WINDOW(0);
+    start[2] = start[3] = 0;
+    CHECK_STATUS(STATUS_SHAPE, ops->attention(ops, &a));
+    struct attention_decode d = {.count = 1, .scale = 1};
+    d.q = d.o = tensor_3d(x, DTYPE_F32, 1, 1, 8);
+    d.k = d.v = a.k;
+    d.slots = tensor_3d(slots, DTYPE_I32, 1, 1, 2);
+    d.slot_counts = tensor_2d(counts, DTYPE_I32, 1, 1);
+    CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &d));
+    slots[1] = 1;
+    counts[0] = 3;
+    CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &d));
+    counts[0] = 2;
+    CHECK_OK(ops->attention_decode(ops, &d));
+    ops->close(ops);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_double),   cmocka_unit_test(test_base),    cmocka_unit_test(test_avx2),
+        cmocka_unit_test(test_best),     cmocka_unit_test(test_guarded), cmocka_unit_test(test_differences),
+        cmocka_unit_test(test_threads),  cmocka_unit_test(test_no_leak), cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_refusals),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
