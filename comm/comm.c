@@ -361,23 +361,23 @@ enum status comm_barrier(struct comm *comm) {
     return run(comm, &(struct comm_operation){.collective = COMM_BARRIER, .name = "barrier"});
 }
 
-enum status comm_agree(struct comm *comm, enum status status) {
-    if (comm->size == 1) return status;
-    enum status outcome = STATUS_OK;
+enum status comm_agree(struct comm *comm, enum status mine) {
+    if (comm->size == 1) return mine;
+    enum status status = STATUS_OK;
     char text[MESSAGE_BYTES] = {0};
-    int32_t mine = (int32_t)status, *all = NULL;
+    int32_t code = (int32_t)mine, *codes = NULL;
     int worst = 0;
-    TRY_GOTO(done, memory_new((size_t)comm->size, sizeof *all, "the ranks' statuses", &all));
-    TRY_GOTO(done, comm_all_gather(comm, tensor_1d(&mine, DTYPE_I32, 1), tensor_1d(all, DTYPE_I32, comm->size)));
+    TRY_GOTO(done, memory_new((size_t)comm->size, sizeof *codes, "the ranks' statuses", &codes));
+    TRY_GOTO(done, comm_all_gather(comm, tensor_1d(&code, DTYPE_I32, 1), tensor_1d(codes, DTYPE_I32, comm->size)));
     for (int r = 1; r < comm->size; r++) {
-        if (all[r] > all[worst]) worst = r;
+        if (codes[r] > codes[worst]) worst = r;
     }
-    status = (enum status)all[worst];
-    if (status == STATUS_OK) goto done;
+    if (codes[worst] == STATUS_OK) goto done;
     if (worst == comm->rank) snprintf(text, sizeof text, "%s", error_message());
     TRY_GOTO(done, comm_broadcast(comm, tensor_1d(text, DTYPE_U8, MESSAGE_BYTES), worst));
+    status = (enum status)codes[worst];
     if (worst != comm->rank && text[0]) (void)error_set(status, "rank %d: %.*s", worst, MESSAGE_BYTES - 16, text);
 done:
-    free(all);
-    return outcome != STATUS_OK ? outcome : status;
+    free(codes);
+    return status;
 }
