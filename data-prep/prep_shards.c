@@ -137,7 +137,7 @@ enum status prep_check_outputs(struct prep *prep, bool *done) {
         }
     }
     /* What a killed run was writing when it ended. */
-    return *done ? STATUS_OK : each_output(prep, ".*", remove_output);
+    return *done ? STATUS_OK : each_output(prep, ".*tmp-*", remove_output);
 }
 
 /* Appends tokens first … last−1 of a unit's split, document by document unless packed. */
