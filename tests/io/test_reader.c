@@ -53,7 +53,7 @@ static struct bytes zstd(const char *text, size_t length) {
 }
 
 static char *put(const char *name, const void *data, size_t length) {
-    static char path[256];
+    static char path[512];
     snprintf(path, sizeof path, "%s/%s", scratch, name);
     FILE *file = fopen(path, "wb");
     assert_non_null(file);
@@ -400,7 +400,7 @@ static void expect_list(const char *name, const char *const *words, size_t word_
 
 static void test_list(void **state) {
     (void)state;
-    char path[256], hollow[256];
+    char path[512], hollow[512];
     const char *const inside[] = {"tree/b/z", "tree/b/a", "tree/c/.git"};
     for (size_t i = 0; i < 3; i++) {
         snprintf(path, sizeof path, "%s/%s", scratch, inside[i]);
