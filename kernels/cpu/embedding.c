@@ -61,9 +61,9 @@ enum status NAME(rope)(const struct ops *ops, const struct rope *a) {
     for (int64_t row = 0; row < batch * length; row++) {
         real *cosine = (real *)(void *)(block + (size_t)omp_get_thread_num() * stride), *sine = cosine + half;
         for (int64_t d = 0; d < half; d++) {
-            real angle = (real)positions[row] * frequencies[d];
-            cosine[d] = (real)cos((double)angle);
-            sine[d] = sign * (real)sin((double)angle);
+            double angle = (double)positions[row] * (double)frequencies[d];
+            cosine[d] = (real)cos(angle);
+            sine[d] = sign * (real)sin(angle);
         }
         real *x = real_data(a->x) + row / length * a->x.stride[0] + row % length * a->x.stride[1];
         for (int64_t h = 0; h < heads; h++) {
