@@ -5,11 +5,9 @@
 #include "base/memory.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 /* --- what went wrong -------------------------------------------------------------------------------------------- */
@@ -58,6 +56,7 @@ static enum status new_file(const char *path, struct h5 **file) {
     *file = NULL;
     TRY(memory_new(1, sizeof **file, path, file));
     (*file)->id = -1;
+    (*file)->output.fd = -1;
     status = memory_copy_text(path, &(*file)->path);
     if (status != STATUS_OK) {
         free(*file);
@@ -66,76 +65,44 @@ static enum status new_file(const char *path, struct h5 **file) {
     return status;
 }
 
-static void free_file(struct h5 **file) {
-    free((*file)->path);
-    free((*file)->temporary);
-    free(*file);
-    *file = NULL;
-}
-
 enum status h5_create(const char *path, size_t align_from, struct h5 **file) {
     enum status status = STATUS_OK;
     hid_t access = -1, creation = -1;
     quiet();
     TRY(new_file(path, file));
     TRY_GOTO(done, memory_format(&(*file)->temporary, "%s.tmp-%ld", path, (long)getpid()));
-    /* HDF5's own message for a directory that is absent or forbidden is long and says less. */
-    int probe = open((*file)->temporary, O_CREAT | O_WRONLY | O_TRUNC | O_CLOEXEC, 0666);
-    if (probe < 0) {
-        status = error_set(STATUS_IO, "%s: cannot create it: %s", (*file)->temporary, strerror(errno));
-        goto done;
-    }
-    close(probe);
     access = access_properties();
     creation = H5Pcreate(H5P_FILE_CREATE);
     /* No times in the file: the same contents give the same bytes. */
     if (access >= 0 && creation >= 0 && H5Pset_obj_track_times(creation, 0) >= 0 &&
+        h5_output_use(access, &(*file)->output) &&
         (align_from == 0 || H5Pset_alignment(access, align_from, 1 << 20) >= 0)) {
         (*file)->id = H5Fcreate((*file)->temporary, H5F_ACC_TRUNC, creation, access);
     }
     if ((*file)->id < 0) {
         status = h5_failure(STATUS_IO, *file, "", "create it");
-        (void)unlink((*file)->temporary);
+    } else {
+        status = h5_written(*file);
     }
 done:
     H5_CLOSE(H5Pclose, creation);
     H5_CLOSE(H5Pclose, access);
-    if (status != STATUS_OK) free_file(file);
+    if (status != STATUS_OK) h5_close(file);
     return status;
 }
 
-/* Closes a file that is not wanted. What HDF5 still has in memory would be written, which fails on a full disk and
- * leaves the library unable to end in order: so its writes are led into memory that vanishes with the descriptor. */
-static void discard(struct h5 *file) {
-    void *handle = NULL;
-    if (file->id < 0) return;
-    (void)unlink(file->temporary);
-    int memory = memfd_create("squint-discarded", MFD_CLOEXEC);
-    if (memory >= 0) {
-        if (H5Fget_vfd_handle(file->id, H5P_DEFAULT, &handle) >= 0 && handle) (void)dup2(memory, *(int *)handle);
-        close(memory);
-    }
-    (void)H5Fclose(file->id);
-    (void)H5Eclear2(H5E_DEFAULT);
-    file->id = -1;
+enum status h5_written(const struct h5 *file) {
+    if (file->output.error == 0) return STATUS_OK;
+    return error_set(STATUS_IO, "%s: cannot write it: %s", file->path, strerror(file->output.error));
 }
 
 enum status h5_publish(struct h5 **handle) {
     struct h5 *file = *handle;
-    enum status status = STATUS_OK;
-    /* Flushing first: a failure here still leaves a file that can be discarded, one in closing does not. */
-    if (H5Fflush(file->id, H5F_SCOPE_LOCAL) < 0) {
-        status = h5_failure(STATUS_IO, file, "", "write it");
-    } else if (H5Fclose(file->id) < 0) {
-        status = h5_failure(STATUS_IO, file, "", "write it");
-        (void)unlink(file->temporary);
-        file->id = -1;
-    } else {
-        file->id = -1;
-        status = file_publish(file->temporary, file->path);
-    }
-    discard(file);
-    free_file(handle);
+    enum status status = H5Fclose(file->id) < 0 ? h5_failure(STATUS_IO, file, "", "write it") : STATUS_OK;
+    file->id = -1;
+    if (status == STATUS_OK) status = h5_written(file);
+    if (status == STATUS_OK) status = file_publish(file->temporary, file->path);
+    h5_close(handle);
     return status;
 }
 
@@ -165,18 +132,21 @@ enum status h5_open(const char *path, struct h5 **file) {
     (*file)->id = properties < 0 ? -1 : H5Fopen(path, H5F_ACC_RDONLY, properties);
     enum status status = (*file)->id < 0 ? h5_failure(STATUS_DAMAGED, *file, "", "open it as HDF5") : STATUS_OK;
     H5_CLOSE(H5Pclose, properties);
-    if (status != STATUS_OK) free_file(file);
+    if (status != STATUS_OK) h5_close(file);
     return status;
 }
 
 void h5_close(struct h5 **file) {
     if (!file || !*file) return;
-    if ((*file)->temporary) {
-        discard(*file);
-    } else {
-        (void)H5Fclose((*file)->id);
-    }
-    free_file(file);
+    /* What HDF5 still holds of an unwanted file need not be written. */
+    (*file)->output.dropped = true;
+    H5_CLOSE(H5Fclose, (*file)->id);
+    (void)H5Eclear2(H5E_DEFAULT);
+    if ((*file)->temporary) (void)unlink((*file)->temporary);
+    free((*file)->path);
+    free((*file)->temporary);
+    free(*file);
+    *file = NULL;
 }
 
 const char *h5_path(const struct h5 *file) {

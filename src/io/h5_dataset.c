@@ -28,11 +28,13 @@ static enum status check_shape(const struct h5 *file, const char *name, int rank
     return STATUS_OK;
 }
 
-/* Creates a dataset with properties `creation`, and the groups on the way to it. */
+/* Creates a dataset with properties `creation`, and the groups on the way to it. No times: the same contents give the
+ * same bytes. */
 static enum status create(struct h5 *file, const char *name, enum dtype dtype, int rank, const int64_t *shape,
                           hid_t creation) {
     hid_t dataset = -1, type = h5_file_type(dtype), space = new_space(rank, shape), link = H5Pcreate(H5P_LINK_CREATE);
-    if (type >= 0 && space >= 0 && link >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0) {
+    if (type >= 0 && space >= 0 && link >= 0 && H5Pset_create_intermediate_group(link, 1) >= 0 &&
+        H5Pset_obj_track_times(creation, 0) >= 0) {
         dataset = H5Dcreate2(file->id, name, type, space, link, creation, H5P_DEFAULT);
     }
     enum status status = dataset < 0 ? h5_failure(STATUS_IO, file, name, "create the dataset") : STATUS_OK;
@@ -115,6 +117,7 @@ static enum status transfer(struct h5 *file, const char *name, enum dtype dtype,
     if (out && H5Dwrite(dataset, type, memory, space, H5P_DEFAULT, out) < 0) {
         status = h5_failure(STATUS_IO, file, name, "write the dataset");
     }
+    if (out && status == STATUS_OK) status = h5_written(file);
 done:
     H5_CLOSE(H5Tclose, type);
     H5_CLOSE(H5Sclose, memory);

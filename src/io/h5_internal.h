@@ -6,15 +6,29 @@
 
 #include <hdf5.h>
 
+/* Where a file that is being written goes (h5_output.c). */
+struct h5_output {
+    int fd;
+    int error;    /* errno of the first write that failed; 0: none */
+    bool dropped; /* nothing more is to be written */
+};
+
+/* Lets a file that is created with property list `access` be written through `output`. */
+bool h5_output_use(hid_t access, struct h5_output *output);
+
 struct h5 {
     char *path;
     char *temporary; /* where a file that is being written lies; NULL for one that is read */
     hid_t id;
+    struct h5_output output;
 };
 
 /* "PATH: dataset NAME: cannot ACTION: what HDF5 says". To be called before any other
  * function of HDF5, each of which forgets the last fault. `object`: "" for the file itself. */
 enum status h5_failure(enum status code, const struct h5 *file, const char *object, const char *action);
+/* STATUS_IO when a write to the file has failed. */
+enum status h5_written(const struct h5 *file);
+
 /* The type of an element in memory and in a file; release with H5Tclose. */
 hid_t h5_memory_type(enum dtype dtype);
 hid_t h5_file_type(enum dtype dtype);

@@ -124,6 +124,19 @@ static void test_empty(void **state) {
     shard_close(&shard);
 }
 
+/* The same contents give the same bytes, whenever they are written. */
+static void test_same_bytes(void **state) {
+    (void)state;
+    uint64_t first, second;
+    write_shard(scratch_path("same.h5"), 1009, 3, 7000);
+    ok(hash_file(scratch_path("same.h5"), &first));
+    sleep(1);
+    ok(file_remove_tree(scratch_path("same.h5")));
+    write_shard(scratch_path("same.h5"), 1009, 3, 7000);
+    ok(hash_file(scratch_path("same.h5"), &second));
+    assert_true(first == second);
+}
+
 static void count_files(const char *directory, size_t expected) {
     char **names;
     size_t count;
@@ -354,8 +367,9 @@ static void test_not_a_shard(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_empty),         cmocka_unit_test(test_writer_refuses),
-        cmocka_unit_test(test_damage),     cmocka_unit_test(test_flipped_bytes), cmocka_unit_test(test_not_a_shard),
+        cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_empty),  cmocka_unit_test(test_same_bytes),
+        cmocka_unit_test(test_writer_refuses), cmocka_unit_test(test_damage), cmocka_unit_test(test_flipped_bytes),
+        cmocka_unit_test(test_not_a_shard),
     };
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }
