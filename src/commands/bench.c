@@ -1,9 +1,11 @@
 /* squint bench: time and memory of the parts that decide how long a run takes. */
 #include "base/file.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "commands/bench_step.h"
 #include "commands/commands.h"
 #include "data-prep/tokenizer.h"
+#include "eval/bench_attention.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -80,6 +82,107 @@ static enum status run_step(int argc, char **argv) {
     return STATUS_OK;
 }
 
+/* --- attention ---------------------------------------------------------------------------------------------------- */
+
+enum { LENGTHS_MAX = 16, ATTENTION_SETS = 2 };
+
+static enum status read_lengths(const struct option_list *words, int64_t *lengths, int *count) {
+    static const int64_t usual[] = {1024, 2048, 4096, 8192};
+    *count = words->count ? (int)words->count : 4;
+    if (words->count > LENGTHS_MAX) {
+        return error_set(STATUS_USAGE, "bench attention: --lengths: expected at most %d, found %zu", LENGTHS_MAX,
+                         words->count);
+    }
+    for (int i = 0; i < *count; i++) {
+        char *end = NULL;
+        lengths[i] = words->count ? strtoll(words->values[i], &end, 10) : usual[i];
+        if (words->count && (*end != '\0' || lengths[i] < 1 || lengths[i] > 1 << 24)) {
+            return error_set(STATUS_USAGE, "bench attention: --lengths: expected numbers from 1 to %d, found \"%s\"",
+                             1 << 24, words->values[i]);
+        }
+    }
+    return STATUS_OK;
+}
+
+static void print_attention(const struct bench_attention_row *rows, int lengths, bool json) {
+    static const double mebi = 1024.0 * 1024.0;
+    if (json) printf("{\"bench\": \"attention\", \"rows\": [");
+    if (!json) printf("%-24s %8s %12s %12s %9s %12s\n", "", "T", "forward", "backward", "", "scratch");
+    for (int i = 0; i < lengths * ATTENTION_SETS; i++) {
+        const struct bench_attention_row *row = &rows[i], *full = &rows[i - i % ATTENTION_SETS];
+        double seconds = row->forward_s + row->backward_s, ratio = (full->forward_s + full->backward_s) / seconds;
+        if (json) {
+            printf("%s{\"set\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
+                   "\"full_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu}",
+                   i ? ", " : "", row->set, (long long)row->length, row->forward_s, row->backward_s, ratio,
+                   row->tensor_bytes, row->scratch_bytes);
+        } else {
+            printf("%-24s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB\n", row->set, (long long)row->length,
+                   1e3 * row->forward_s, 1e3 * row->backward_s, ratio, (double)row->scratch_bytes / mebi);
+        }
+    }
+    if (json) printf("]}\n");
+}
+
+static enum status run_attention(int argc, char **argv) {
+    int64_t window = 256, sinks = 4, batch = 1, heads = 12, groups = 12, width = 64, repeats = 3, threads = 0;
+    int64_t lengths[LENGTHS_MAX];
+    int count = 0;
+    bool json = false;
+    const char *device = "cpu";
+    char name[64];
+    struct option_list words = {0};
+    struct bench_attention_row *rows = NULL;
+    const struct option table[] = {
+        {"lengths", OPTION_LIST, &words, 0, 0},
+        {"window", OPTION_INTEGER, &window, 1, 1 << 24},
+        {"sinks", OPTION_INTEGER, &sinks, 1, 1 << 24},
+        {"batch", OPTION_INTEGER, &batch, 1, 65536},
+        {"heads", OPTION_INTEGER, &heads, 1, 1000},
+        {"groups", OPTION_INTEGER, &groups, 1, 1000},
+        {"width", OPTION_INTEGER, &width, 1, 1024},
+        {"repeats", OPTION_INTEGER, &repeats, 1, 1000},
+        {"threads", OPTION_INTEGER, &threads, 0, 4096},
+        {"device", OPTION_TEXT, &device, 0, 0},
+        {"json", OPTION_FLAG, &json, 0, 0},
+    };
+    enum status status;
+    TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
+    TRY_GOTO(done, read_lengths(&words, lengths, &count));
+    if (heads % groups != 0) {
+        status = error_set(STATUS_USAGE, "bench attention: --heads: expected a multiple of --groups, %lld, found %lld",
+                           (long long)groups, (long long)heads);
+        goto done;
+    }
+    snprintf(name, sizeof name, "window %lld, sinks %lld", (long long)window, (long long)sinks);
+    const struct bench_attention_set sets[ATTENTION_SETS] = {
+        {.name = "full", .candidates = {{.kind = CANDIDATE_FULL}}, .coefficients = {1}, .count = 1},
+        {.name = name,
+         .candidates = {{.kind = CANDIDATE_WINDOW, .a = (int32_t)window},
+                        {.kind = CANDIDATE_SINKS, .a = (int32_t)sinks}},
+         .coefficients = {0.9, 0.1},
+         .count = 2},
+    };
+    const struct bench_attention_options options = {.table = device,
+                                                    .threads = (int)threads,
+                                                    .sets = sets,
+                                                    .set_count = ATTENTION_SETS,
+                                                    .lengths = lengths,
+                                                    .length_count = count,
+                                                    .batch = batch,
+                                                    .heads = heads,
+                                                    .groups = groups,
+                                                    .width = width,
+                                                    .repeats = (int)repeats};
+    TRY_GOTO(done, memory_new((size_t)(count * ATTENTION_SETS), sizeof *rows, "times", &rows));
+    TRY_GOTO(done, bench_attention(&options, rows));
+    print_attention(rows, count, json);
+done:
+    free(rows);
+    options_free(&words);
+    return status;
+}
+
 /* --- prep --------------------------------------------------------------------------------------------------------- */
 
 static enum status time_encoding(const struct tokenizer *tokenizer, const char *text, size_t length, int64_t repeats,
@@ -138,7 +241,7 @@ done:
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} benches[] = {{"step", run_step}, {"prep", run_prep}};
+} benches[] = {{"attention", run_attention}, {"step", run_step}, {"prep", run_prep}};
 
 static enum status run(int argc, char **argv) {
     static char name[64];
@@ -150,15 +253,20 @@ static enum status run(int argc, char **argv) {
         argv[1] = name;
         return benches[i].run(argc - 1, argv + 1);
     }
-    return error_set(STATUS_USAGE, "bench: expected step or prep, found \"%s\"; see squint bench --help", what);
+    return error_set(STATUS_USAGE, "bench: expected attention, step or prep, found \"%s\"; see squint bench --help",
+                     what);
 }
 
 const struct command command_bench = {
     .name = "bench",
     .summary = "time and memory of a step, of attention against length, of tokenising",
-    .help = "usage: squint bench step [options]\n"
+    .help = "usage: squint bench attention [options]\n"
+            "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
             "\n"
+            "attention: forward and backward of full attention and of a window with sinks, in turns; medians.\n"
+            "  --lengths 1024 2048 4096 8192 --window 256 --sinks 4 --batch 1 --heads 12 --groups 12 --width 64 "
+            "--repeats 3\n"
             "step: a step of distillation, teacher and student of GPT-2's shape with random weights; medians.\n"
             "  --layers 12 --heads 12 --width 768 --vocabulary 50257      the shape (GPT-2 124M)\n"
             "  --batch 2 --length 512 --steps 5                           B, T, how many steps are timed\n"
