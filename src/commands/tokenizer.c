@@ -1,6 +1,7 @@
 /* squint tokenizer train | encode | decode. */
 #include "data-prep/tokenizer.h"
 #include "base/file.h"
+#include "base/log.h"
 #include "base/memory.h"
 #include "commands/commands.h"
 #include "data-prep/bpe_train.h"
@@ -14,7 +15,7 @@
 
 static const char help[] =
     "usage: squint tokenizer train --vocab N --out DIR INPUT... [--min-count 2]\n"
-    "       squint tokenizer encode --tokenizer DIR [FILE] [--special]\n"
+    "       squint tokenizer encode --tokenizer DIR [FILE] [--special] [--count]\n"
     "       squint tokenizer decode --tokenizer DIR [FILE] [--special]\n\n"
     "train   learns a byte-level BPE of N tokens from texts (txt, .gz, .zst, .jsonl, directories, -) and writes\n"
     "        DIR/tokenizer.json, vocab.json, merges.txt, tokenizer_config.json. \"<|endoftext|>\" is token 0.\n"
@@ -24,7 +25,8 @@ static const char help[] =
     "  --out DIR        where the tokenizer goes; made when it is not there\n"
     "  --min-count N    a pair seen less often becomes no token (default 2)\n"
     "  --tokenizer DIR  a Hugging Face directory, or a tokenizer.json\n"
-    "  --special        encode: the names of special tokens in the text are those tokens; decode: show them\n\n"
+    "  --special        encode: the names of special tokens in the text are those tokens; decode: show them\n"
+    "  --count          encode: print how many ids instead, as JSON, with bytes and seconds\n\n"
     "example: squint tokenizer train --vocab 8000 --out my-bpe corpus/*.txt.zst\n"
     "         echo \"Hello world\" | squint tokenizer encode --tokenizer my-bpe\n";
 
@@ -108,40 +110,65 @@ done:
     return status;
 }
 
-static enum status run_code(int argc, char **argv, bool encodes) {
-    const char *directory = NULL;
-    bool special = false;
-    const struct option options[] = {{"tokenizer", OPTION_TEXT, &directory, 0, 0},
-                                     {"special", OPTION_FLAG, &special, 0, 0}};
-    struct option_list words = {0};
-    struct tokenizer *tokenizer = NULL;
-    struct input input = {0};
+struct coding { /* what an encode or decode was asked to do */
+    const char *directory, *path;
+    bool special, count;
+};
+
+static enum status run_encode(const struct tokenizer *tokenizer, const struct coding *coding,
+                              const struct input *input) {
+    struct token_buffer ids = {0};
+    double begun_s = time_now_s();
+    enum status status = tokenizer_encode(tokenizer, input->text, input->length, coding->special, &ids);
+    double seconds = time_now_s() - begun_s;
+    if (status == STATUS_OK && coding->count) {
+        printf("{\"ids\": %zu, \"bytes\": %zu, \"seconds\": %.6f}\n", ids.count, input->length, seconds);
+        status = flush_output();
+    } else if (status == STATUS_OK) {
+        status = print_ids(&ids);
+    }
+    token_buffer_free(&ids);
+    return status;
+}
+
+static enum status run_decode(const struct tokenizer *tokenizer, const struct coding *coding,
+                              const struct input *input) {
     struct token_buffer ids = {0};
     char *text = NULL;
     size_t length = 0;
     enum status status = STATUS_OK;
-    TRY_GOTO(done, options_read(argc, argv, options, 2, &words, NULL));
-    if (!directory)
+    TRY_GOTO(done, read_ids(coding->path ? coding->path : "standard input", input, &ids));
+    TRY_GOTO(done, tokenizer_decode(tokenizer, ids.ids, ids.count, coding->special, &text, &length));
+    fwrite(text, 1, length, stdout);
+    status = flush_output();
+done:
+    free(text);
+    token_buffer_free(&ids);
+    return status;
+}
+
+static enum status run_code(int argc, char **argv, bool encodes) {
+    struct coding coding = {0};
+    const struct option options[] = {{"tokenizer", OPTION_TEXT, &coding.directory, 0, 0},
+                                     {"special", OPTION_FLAG, &coding.special, 0, 0},
+                                     {"count", OPTION_FLAG, &coding.count, 0, 0}};
+    struct option_list words = {0};
+    struct tokenizer *tokenizer = NULL;
+    struct input input = {0};
+    enum status status = STATUS_OK;
+    TRY_GOTO(done, options_read(argc, argv, options, encodes ? 3 : 2, &words, NULL));
+    if (!coding.directory) {
         TRY_GOTO(done, error_set(STATUS_USAGE, "%s: --tokenizer DIR is missing; see squint tokenizer --help", argv[0]));
+    }
     if (words.count > 1) {
         TRY_GOTO(done, error_set(STATUS_USAGE, "%s: expected one file, found \"%s\" and \"%s\"", argv[0],
                                  words.values[0], words.values[1]));
     }
-    const char *path = words.count ? words.values[0] : NULL;
-    TRY_GOTO(done, tokenizer_open(directory, &tokenizer));
-    TRY_GOTO(done, input_open(path, &input));
-    if (encodes) {
-        TRY_GOTO(done, tokenizer_encode(tokenizer, input.text, input.length, special, &ids));
-        status = print_ids(&ids);
-    } else {
-        TRY_GOTO(done, read_ids(path ? path : "standard input", &input, &ids));
-        TRY_GOTO(done, tokenizer_decode(tokenizer, ids.ids, ids.count, special, &text, &length));
-        fwrite(text, 1, length, stdout);
-        status = flush_output();
-    }
+    coding.path = words.count ? words.values[0] : NULL;
+    TRY_GOTO(done, tokenizer_open(coding.directory, &tokenizer));
+    TRY_GOTO(done, input_open(coding.path, &input));
+    status = encodes ? run_encode(tokenizer, &coding, &input) : run_decode(tokenizer, &coding, &input);
 done:
-    free(text);
-    token_buffer_free(&ids);
     input_close(&input);
     tokenizer_close(&tokenizer);
     options_free(&words);
