@@ -22,9 +22,9 @@ if(cpu_sources)
     add_library(cpu_${variant} OBJECT ${cpu_kernels})
     target_include_directories(cpu_${variant} PRIVATE ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/src)
     target_link_libraries(cpu_${variant} PRIVATE squint_base OpenMP::OpenMP_C dep::openblas)
-    # Reductions may be reordered for vectors; NaN and infinity keep their meaning (no -ffinite-math-only).
-    target_compile_options(cpu_${variant} PRIVATE -O3 -fno-math-errno -fno-trapping-math -fno-signed-zeros
-                           -fassociative-math ${V_FLAGS})
+    # Sums are reordered for vectors only where `#pragma omp simd reduction` says so: -fassociative-math would also move the
+    # terms of max-shifted exponents and logarithms, and gcc 12 drops __builtin_assoc_barrier when it vectorises.
+    target_compile_options(cpu_${variant} PRIVATE -O3 -fno-math-errno -fno-trapping-math ${V_FLAGS})
     target_compile_definitions(cpu_${variant} PRIVATE SQUINT_VARIANT=${variant} ${V_DEFINES})
     target_sources(squint_ops PRIVATE $<TARGET_OBJECTS:cpu_${variant}>)
   endfunction()

@@ -14,19 +14,6 @@
 #define NAME_EXPAND(name, variant) NAME_PASTE(name, variant)
 #define NAME(name)                 NAME_EXPAND(name, SQUINT_VARIANT)
 
-/* The kernels are compiled with -fassociative-math; this keeps one expression in the order in which it is written
- * (where the compiler knows how; a loop with it may not vectorise under clang). */
-#ifdef __has_builtin
-#if __has_builtin(__builtin_assoc_barrier)
-#define KEEP_ORDER(expression) __builtin_assoc_barrier(expression)
-#elif __has_builtin(__arithmetic_fence) && defined(__x86_64__)
-#define KEEP_ORDER(expression) __arithmetic_fence(expression)
-#endif
-#endif
-#ifndef KEEP_ORDER
-#define KEEP_ORDER(expression) (expression)
-#endif
-
 #ifdef SQUINT_REAL_F64
 
 typedef double real;
