@@ -20,8 +20,8 @@ enum status huggingface_read_config(const char *directory, struct model_config *
 /* Fills every row of a model's own table (params_new, params_place) from the directory's safetensors: F32, F16, BF16 or
  * F64 -> the table's dtype, a few MiB at a time. Names with and without "transformer." or "model." are known; buffers
  * that old files hold (attn.bias, attn.masked_bias, rotary_emb.inv_freq) are skipped; a head beside tied embeddings
- * must equal them. STATUS_DAMAGED lists the tensors that are missing, surplus, misshapen or of another dtype; then no
- * row was changed. */
+ * must equal them. STATUS_DAMAGED lists the tensors that are missing, surplus, misshapen or of another dtype (then no
+ * row was changed), or names one that holds NaN or infinity. */
 enum status huggingface_load(const char *directory, const struct model_config *model, struct params *params);
 
 /* A student's kinds, from `directory`/squint.json, as model_student takes them; *count 0 when the file is not there.

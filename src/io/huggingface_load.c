@@ -5,6 +5,7 @@
 #include "io/safetensors.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -187,12 +188,23 @@ static enum status read_rows(const struct source *source, int64_t first, int64_t
     return STATUS_OK;
 }
 
+/* A model with NaN would go on to write "!" for ever: say it now. */
+static enum status check_finite(const struct safetensors_tensor *tensor, const float *values, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        if (isfinite(values[i])) continue;
+        return error_set(STATUS_DAMAGED, "%s: tensor %s: expected finite values, found %g", tensor->path, tensor->name,
+                         (double)values[i]);
+    }
+    return STATUS_OK;
+}
+
 static enum status load_source(const struct load *load, const struct ops *ops, const struct source *source) {
     const struct huggingface_piece *piece = &source->piece;
     int64_t most = load->room / piece->columns;
     for (int64_t first = 0; first < piece->rows; first += most) {
         int64_t rows = piece->rows - first < most ? piece->rows - first : most;
         TRY(read_rows(source, first, rows, load->values));
+        TRY(check_finite(source->tensor, load->values, rows * piece->columns));
         struct tensor to = tensor_rows(source->row->value, piece->first_row + first, rows);
         TRY(huggingface_upload(ops, to, load->values, load->wide, rows * piece->columns));
     }

@@ -273,6 +273,7 @@ static enum status find_file(struct safetensors *set, const char *directory, con
     }
     TRY(take_path(set, path));
     enum status status = add_file(set, set->file_count - 1);
+    if (status == STATUS_NOT_FOUND) status = STATUS_DAMAGED; /* the index says that it is there */
     return status == STATUS_OK ? status : error_prefix(status, "%s", index_path);
 }
 

@@ -1,155 +1,19 @@
-/* Hugging Face directories: models that transformers wrote (tests/model/goldens), what is written back, a student's
- * extra files, and what wrong directories are told. */
-#include "io/host_ops.h"
-#include "io/huggingface.h"
+/* Hugging Face directories that come in: models that transformers wrote (tests/model/goldens), other ways to store
+ * them, and what wrong directories are told. */
+#include "io/huggingface_models.h"
 #include "io/safetensors.h"
-#include "support/check.h"
 #include "support/scratch.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <string.h>
-
-static const char *golden(const char *name) {
-    static char paths[4][512];
-    static unsigned next;
-    const char *source = getenv("SQUINT_SOURCE");
-    char *path = paths[next++ % 4];
-    snprintf(path, sizeof paths[0], "%s/tests/model/goldens/%s", source ? source : ".", name);
-    return path;
-}
-
-static void new_table(const struct ops *ops, const struct model_config *model, struct params *params) {
-    CHECK_OK(params_new(ops, model, params));
-    for (int64_t i = 0; i < params->count; i++) params->rows[i].owned = true;
-    CHECK_OK(params_place(params, false));
-}
-
-static void load(const char *directory, const struct ops *ops, struct model_config *model, struct params *params) {
-    CHECK_OK(huggingface_read_config(directory, model));
-    new_table(ops, model, params);
-    CHECK_OK(huggingface_load(directory, model, params));
-}
-
-static double element(const struct params *params, const char *name, int64_t row, int64_t column) {
-    const struct param *param = params_find(params, name);
-    if (!param) fail_msg("no parameter %s", name);
-    int64_t index = row * (param->rank == 2 ? param->shape[1] : 1) + column;
-    return param->value.dtype == DTYPE_F64 ? ((double *)param->value.data)[index] : ((float *)param->value.data)[index];
-}
 
 /* ---- configs ------------------------------------------------------------------------------------------------------
  */
-static const struct {
-    const char *name;
-    struct model_config expected;
-} configs[] = {
-    {"gpt2-tied",
-     {.type = MODEL_GPT2,
-      .layers = 2,
-      .heads = 3,
-      .kv_heads = 3,
-      .head_width = 16,
-      .width = 48,
-      .mlp_width = 60,
-      .vocabulary = 101,
-      .positions = 29,
-      .norm_epsilon = 1e-5,
-      .tied = true,
-      .qkv_bias = true,
-      .output_bias = true,
-      .mlp_bias = true,
-      .causal = true,
-      .begin_of_text = 100,
-      .end_of_text = 100}},
-    {"gpt2-untied",
-     {.type = MODEL_GPT2,
-      .layers = 2,
-      .heads = 3,
-      .kv_heads = 3,
-      .head_width = 10,
-      .width = 30,
-      .mlp_width = 120,
-      .vocabulary = 101,
-      .positions = 31,
-      .norm_epsilon = 3e-5,
-      .qkv_bias = true,
-      .output_bias = true,
-      .mlp_bias = true,
-      .causal = true,
-      .begin_of_text = 100,
-      .end_of_text = 100}},
-    {"llama-gqa",
-     {.type = MODEL_LLAMA,
-      .layers = 2,
-      .heads = 6,
-      .kv_heads = 2,
-      .head_width = 8,
-      .width = 48,
-      .mlp_width = 40,
-      .vocabulary = 101,
-      .positions = 64,
-      .norm_epsilon = 1e-5,
-      .rope_theta = 10000,
-      .causal = true,
-      .begin_of_text = 1,
-      .end_of_text = 2}},
-    {"llama-tied",
-     {.type = MODEL_LLAMA,
-      .layers = 2,
-      .heads = 4,
-      .kv_heads = 2,
-      .head_width = 14,
-      .width = 36,
-      .mlp_width = 28,
-      .vocabulary = 101,
-      .positions = 64,
-      .norm_epsilon = 1e-6,
-      .rope_theta = 500,
-      .rope_factor = 4,
-      .rope_low_factor = 1,
-      .rope_high_factor = 4,
-      .rope_original_positions = 16,
-      .tied = true,
-      .qkv_bias = true,
-      .output_bias = true,
-      .mlp_bias = true,
-      .causal = true,
-      .begin_of_text = 1,
-      .end_of_text = 2}},
-};
-
-static void check_same_config(const char *name, const struct model_config *a, const struct model_config *b) {
-    const int64_t left[] = {
-        a->type,          a->layers,      a->heads,           a->kv_heads,  a->head_width,
-        a->width,         a->mlp_width,   a->vocabulary,      a->positions, a->rope_original_positions,
-        a->tied,          a->qkv_bias,    a->output_bias,     a->mlp_bias,  a->causal,
-        a->begin_of_text, a->end_of_text, a->positions_beyond};
-    const int64_t right[] = {
-        b->type,          b->layers,      b->heads,           b->kv_heads,  b->head_width,
-        b->width,         b->mlp_width,   b->vocabulary,      b->positions, b->rope_original_positions,
-        b->tied,          b->qkv_bias,    b->output_bias,     b->mlp_bias,  b->causal,
-        b->begin_of_text, b->end_of_text, b->positions_beyond};
-    const double left_real[] = {a->norm_epsilon, a->rope_theta, a->rope_factor, a->rope_low_factor,
-                                a->rope_high_factor};
-    const double right_real[] = {b->norm_epsilon, b->rope_theta, b->rope_factor, b->rope_low_factor,
-                                 b->rope_high_factor};
-    for (size_t i = 0; i < sizeof left / sizeof *left; i++) {
-        if (left[i] != right[i])
-            fail_msg("%s: field %zu: expected %ld, found %ld", name, i, (long)right[i], (long)left[i]);
-    }
-    for (size_t i = 0; i < sizeof left_real / sizeof *left_real; i++) {
-        if (left_real[i] != right_real[i])
-            fail_msg("%s: real field %zu: expected %g, found %g", name, i, right_real[i], left_real[i]);
-    }
-}
-
 static void reads_configs(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+    for (size_t i = 0; i < sizeof golden_configs / sizeof *golden_configs; i++) {
         struct model_config model;
-        CHECK_OK(huggingface_read_config(golden(configs[i].name), &model));
-        check_same_config(configs[i].name, &model, &configs[i].expected);
+        CHECK_OK(huggingface_read_config(golden(golden_configs[i].name), &model));
+        check_same_config(golden_configs[i].name, &model, &golden_configs[i].expected);
     }
 }
 
@@ -311,16 +175,6 @@ static void loads_every_layout(void **state) {
         safetensors_close(&set);
         params_free(&params);
     }
-}
-
-static uint64_t hash_of(const char *directory) {
-    struct model_config model;
-    struct params params;
-    uint64_t hash;
-    load(directory, &host_ops_f32, &model, &params);
-    CHECK_OK(params_hash(&params, &hash));
-    params_free(&params);
-    return hash;
 }
 
 static void loads_other_ways_to_store(void **state) {
@@ -488,209 +342,28 @@ static void shortens_a_long_list(void **state) {
     params_free(&params);
 }
 
-/* ---- saving
- * ------------------------------------------------------------------------------------------------------------ */
-static void check_same_files(const char *a, const char *b) {
-    char *left = NULL, *right = NULL;
-    size_t left_length = 0, right_length = 0;
-    CHECK_OK(file_read(a, &left, &left_length));
-    CHECK_OK(file_read(b, &right, &right_length));
-    assert_int_equal(left_length, right_length);
-    assert_memory_equal(left, right, left_length);
-    free(left);
-    free(right);
-}
-
-static void saves_what_it_loads(void **state) {
+/* A value that no model can run on is found on the way in, wherever it is. */
+static void refuses_values_that_are_not_finite(void **state) {
     (void)state;
-    for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
-        char once[512], twice[512];
-        struct model_config model, again;
+    const struct safetensors_entry entries[] = {{"wte.weight", 2, {7, 4}}};
+    struct model_config model;
+    CHECK_OK(file_write(scratch_path("config.json"), small_config, strlen(small_config)));
+    CHECK_OK(huggingface_read_config(scratch, &model));
+    for (int i = 0; i < 2; i++) {
         struct params params;
-        load(golden(configs[i].name), i % 2 ? &host_ops_f64 : &host_ops_f32, &model, &params);
-        struct huggingface_save what = {.model = &model, .params = &params, .tokenizer = golden("llama-sharded")};
-        snprintf(once, sizeof once, "%s/once-%zu/", scratch, i);
-        snprintf(twice, sizeof twice, "%s/twice-%zu", scratch, i);
-        CHECK_OK(huggingface_save(once, &what));
-        CHECK_OK(file_make_directory(twice)); /* an empty directory is as good as none */
-        CHECK_OK(huggingface_save(twice, &what));
-        CHECK_OK(huggingface_read_config(once, &again));
-        check_same_config(configs[i].name, &again, &configs[i].expected);
-        assert_true(hash_of(once) == hash_of(golden(configs[i].name)));
-        char left[600], right[600];
-        static const char *const files[] = {"model.safetensors", "config.json"};
-        for (int f = 0; f < 2; f++) {
-            snprintf(left, sizeof left, "%s%s", once, files[f]);
-            snprintf(right, sizeof right, "%s/%s", twice, files[f]);
-            check_same_files(left, right);
-        }
-        snprintf(left, sizeof left, "%ssquint.json", once);
-        assert_false(file_exists(left)); /* a model that attends to everything needs none */
-        CHECK_STATUS(STATUS_USAGE, huggingface_save(once, &what));
+        struct safetensors_writer *writer;
+        float values[28] = {0};
+        values[27 * i] = i ? NAN : -INFINITY;
+        CHECK_OK(safetensors_create(scratch_path("model.safetensors"), entries, 1, &writer));
+        CHECK_OK(safetensors_write(writer, values, 28));
+        CHECK_OK(safetensors_finish(&writer));
+        new_table(&host_ops_f32, &model, &params);
+        params.count = 1; /* the embedding is enough of a model */
+        assert_int_equal(huggingface_load(scratch, &model, &params), STATUS_DAMAGED);
+        assert_non_null(strstr(error_message(), "tensor wte.weight: expected finite values, found "));
+        error_clear();
         params_free(&params);
     }
-}
-
-static void publishes_whole_directories(void **state) {
-    (void)state;
-    struct model_config model;
-    struct params params;
-    load(golden("gpt2-tied"), &host_ops_f32, &model, &params);
-    struct huggingface_save what = {.model = &model, .params = &params};
-    const char *file = scratch_path("a-file");
-    CHECK_OK(file_write(file, "x", 1));
-    assert_int_equal(huggingface_save(file, &what), STATUS_USAGE);
-    assert_non_null(strstr(error_message(), "expected a new or empty directory, found a file"));
-    error_clear();
-    snprintf(params.rows[3].name, sizeof params.rows[3].name, "h.0.unheard.weight");
-    assert_int_equal(huggingface_save(scratch_path("new"), &what), STATUS_FAILED);
-    assert_non_null(strstr(error_message(), "h.0.unheard.weight"));
-    error_clear();
-    char **names = NULL;
-    size_t count = 0;
-    CHECK_OK(file_list(scratch, &names, &count));
-    for (size_t i = 0; i < count; i++) assert_null(strstr(names[i], "new"));
-    file_free_list(names, count);
-    params_free(&params);
-}
-
-/* ---- students
- * ---------------------------------------------------------------------------------------------------------- */
-static const char *const lora_names[] = {"h.1.attn.qkv.lora_a", "h.1.attn.qkv.lora_b"};
-
-/* A student of the teacher with rows of a kind and, for layer 1, LoRA of rank 2. */
-static void new_student(const struct params *teacher, bool lora, struct params *student) {
-    const struct param added[] = {{.name = "h.0.attn.masks.coefficients", .rank = 2, .shape = {3, 4}, .added = true},
-                                  {.name = "h.1.attn.masks.blocks", .rank = 3, .shape = {2, 3, 5}, .added = true},
-                                  {.name = "h.1.attn.masks.bias", .rank = 1, .shape = {6}, .added = true}};
-    const struct param low[] = {{.name = "h.1.attn.qkv.lora_a", .rank = 2, .shape = {2, 48}, .lora = true},
-                                {.name = "h.1.attn.qkv.lora_b", .rank = 2, .shape = {144, 2}, .lora = true}};
-    CHECK_OK(params_share(teacher, student));
-    for (int i = 0; i < 3; i++) CHECK_OK(params_add(student, &added[i], 0));
-    for (int i = 0; i < 2 && lora; i++) CHECK_OK(params_add(student, &low[i], 0));
-    CHECK_OK(params_own(student, (char *[]){"mlp.down"}, 1));
-    CHECK_OK(params_place(student, false));
-    for (int64_t i = 0; i < student->count; i++) {
-        struct param *row = &student->rows[i];
-        for (int64_t e = 0; row->owned && e < tensor_count(row->value); e++) {
-            ((float *)row->value.data)[e] = (float)(i + 1) + (float)e / 64;
-        }
-    }
-}
-
-static void check_rules(const struct config_attention *rules, size_t count) {
-    assert_int_equal(count, 2);
-    assert_string_equal(rules[0].kind, "full");
-    assert_int_equal(rules[0].option_count, 0);
-    assert_string_equal(rules[1].kind, "masks");
-    assert_int_equal(rules[1].first, 1);
-    assert_int_equal(rules[1].last, -1);
-    assert_int_equal(rules[1].option_count, 2);
-    assert_string_equal(rules[1].options[0].key, "candidates");
-    assert_int_equal(rules[1].options[0].count, 2);
-    assert_string_equal(rules[1].options[0].words[1], "dilated(16, 4)");
-    assert_string_equal(rules[1].options[1].words[0], "layer");
-}
-
-static void saves_students(void **state) {
-    (void)state;
-    struct model_config model, exported;
-    struct params teacher, student, full, back;
-    load(golden("gpt2-tied"), &host_ops_f32, &model, &teacher);
-    new_student(&teacher, true, &student);
-    struct config_option options[] = {{"candidates", (char *[]){"window(32)", "dilated(16, 4)"}, 2, 7},
-                                      {"per", (char *[]){"layer"}, 1, 8}};
-    struct config_attention rules[] = {
-        {.first = 0, .last = 0, .kind = "full"},
-        {.first = 1, .last = -1, .kind = "masks", .options = options, .option_count = 2}};
-    struct huggingface_save what = {
-        .model = &model, .params = &student, .rules = rules, .rule_count = 2, .teacher = "0123"};
-    char directory[600];
-    snprintf(directory, sizeof directory, "%s/student", scratch);
-    CHECK_OK(huggingface_save(directory, &what));
-
-    /* As a full-attention model: the teacher's values, the student's own, and LoRA added in. */
-    load(directory, &host_ops_f32, &exported, &full);
-    for (int64_t i = 0; i < full.count; i++) {
-        const struct param *row = &full.rows[i];
-        int64_t columns = row->rank == 2 ? row->shape[1] : 1;
-        for (int64_t e = 0; e < tensor_count(row->value); e++) {
-            double expected = element(&student, row->name, 0, e), found = element(&full, row->name, 0, e);
-            for (int64_t r = 0; strcmp(row->name, "h.1.attn.qkv.weight") == 0 && r < 2; r++) {
-                expected +=
-                    element(&student, lora_names[1], e / columns, r) * element(&student, lora_names[0], r, e % columns);
-            }
-            if ((float)expected != (float)found)
-                fail_msg("%s: element %ld: expected %.9g, found %.9g", row->name, (long)e, expected, found);
-        }
-    }
-
-    /* As the student. */
-    struct config_attention *read = NULL;
-    size_t count = 0;
-    CHECK_OK(huggingface_read_rules(directory, &read, &count));
-    check_rules(read, count);
-    huggingface_free_rules(read, count);
-    new_student(&full, false, &back);
-    for (int64_t i = 0; i < back.count; i++) {
-        if (back.rows[i].added) CHECK_OK(host_fill(&host_ops_f32, back.rows[i].value, -1));
-    }
-    CHECK_OK(huggingface_load_added(directory, &back));
-    for (int64_t i = 0; i < back.count; i++) {
-        if (!back.rows[i].added) continue;
-        const struct param *from = params_find(&student, back.rows[i].name);
-        assert_memory_equal(back.rows[i].value.data, from->value.data, tensor_bytes(from->value));
-    }
-    /* A student with other rows is told so. */
-    snprintf(params_find(&back, "h.1.attn.masks.bias")->name, 64, "h.1.attn.nsa.bias");
-    params_find(&back, "h.1.attn.masks.blocks")->shape[2] = 6;
-    assert_int_equal(huggingface_load_added(directory, &back), STATUS_DAMAGED);
-    assert_non_null(
-        strstr(error_message(), "squint.safetensors: 3 tensors are wrong: h.1.attn.masks.blocks: expected"));
-    assert_non_null(strstr(error_message(), "h.1.attn.nsa.bias: missing; h.1.attn.masks.bias: surplus"));
-    error_clear();
-    params_free(&back);
-    params_free(&full);
-    params_free(&student);
-    params_free(&teacher);
-}
-
-#define RULES(entry) "{\"format_version\":1,\"attention\":[" entry "]}"
-static const struct {
-    const char *name, *json, *message;
-} bad_rules[] = {
-    {"not JSON", "{", "expected JSON"},
-    {"no version", "{\"attention\":[]}", "format_version: expected 1, found none"},
-    {"another version", "{\"format_version\":2}", "format_version: expected 1, found another"},
-    {"no list", "{\"format_version\":1}", "attention: expected a list of layers and kinds, found none"},
-    {"empty list", RULES(""), "attention: expected a list of layers and kinds, found none"},
-    {"entry is a text", RULES("\"full\""), "entry 0: expected first >= 0, last >= -1, kind, options"},
-    {"negative first", RULES("{\"first\":-1,\"last\":2,\"kind\":\"full\",\"options\":{}}"), "entry 0: expected"},
-    {"no options", RULES("{\"first\":0,\"last\":2,\"kind\":\"full\"}"), "entry 0: expected"},
-    {"option is a text", RULES("{\"first\":0,\"last\":2,\"kind\":\"masks\",\"options\":{\"per\":\"head\"}}"),
-     "option per: expected a list of texts, found none"},
-    {"word is a number", RULES("{\"first\":0,\"last\":2,\"kind\":\"masks\",\"options\":{\"per\":[\"a\",3]}}"),
-     "option per: expected a list of texts"},
-};
-
-static void refuses_wrong_rules(void **state) {
-    (void)state;
-    struct config_attention *rules;
-    size_t count = 9;
-    CHECK_OK(huggingface_read_rules(golden("gpt2-tied"), &rules, &count));
-    assert_int_equal(count, 0);
-    const char *path = scratch_path("squint.json");
-    for (size_t i = 0; i < sizeof bad_rules / sizeof *bad_rules; i++) {
-        CHECK_OK(file_write(path, bad_rules[i].json, strlen(bad_rules[i].json)));
-        enum status status = huggingface_read_rules(scratch, &rules, &count);
-        if (status != STATUS_DAMAGED || count != 0 || !strstr(error_message(), bad_rules[i].message) ||
-            !strstr(error_message(), path)) {
-            fail_msg("%s: expected \"%s\", found %s: \"%s\"", bad_rules[i].name, bad_rules[i].message,
-                     status_name(status), error_message());
-        }
-        error_clear();
-    }
-    CHECK_OK(file_remove_tree(path));
 }
 
 int main(void) {
@@ -701,10 +374,7 @@ int main(void) {
         cmocka_unit_test(loads_other_ways_to_store),
         cmocka_unit_test(names_every_wrong_tensor),
         cmocka_unit_test(shortens_a_long_list),
-        cmocka_unit_test(saves_what_it_loads),
-        cmocka_unit_test(publishes_whole_directories),
-        cmocka_unit_test(saves_students),
-        cmocka_unit_test(refuses_wrong_rules),
+        cmocka_unit_test(refuses_values_that_are_not_finite),
     };
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }
