@@ -123,7 +123,7 @@ static enum status write_step(struct record *record, const struct train_state *s
     line.ce = or_absent(result->ce, stage->objective != OBJECTIVE_ATTENTION);
     line.grad_norm = result->norm;
     line.lr = lr;
-    line.density = or_absent(record->density, record->density >= 0);
+    line.density = or_absent(record->density, looked && record->density >= 0);
     line.tokens_per_s = (double)stage->batch * (double)stage->length / seconds;
     line.flops_per_s = record->flops / seconds;
     line.peak_share = or_absent(record->flops / seconds / peak, peak > 0);
@@ -142,7 +142,8 @@ static enum status write_step(struct record *record, const struct train_state *s
 enum status record_step(struct record *record, const struct train_state *state, double lr, double seconds,
                         const struct step_result *result) {
     const struct config_stage *stage = &record->run->config->stages[state->stage];
-    bool looked = state->step % LOOK_EVERY == 0 || state->step == stage->steps;
+    bool looked =
+        state->step % LOOK_EVERY == 0 || state->step == 1 || state->step == stage->steps; /* of the step alone */
     char text[256];
     record->step_s = record->step_s > 0 ? 0.9 * record->step_s + 0.1 * seconds : seconds;
     if (looked) TRY(look(record, (size_t)state->stage));
