@@ -32,12 +32,15 @@ enum status memory_copy_text(const char *text, char **out) {
     return *out ? STATUS_OK : out_of_memory(strlen(text) + 1, 1, "a text");
 }
 
+/* Not vasprintf: Open MPI leaks its texts, and the leak checker's list of known leaks must not cover ours. */
 enum status memory_format(char **out, const char *format, ...) {
-    va_list arguments;
+    va_list arguments, again;
     va_start(arguments, format);
-    int length = vasprintf(out, format, arguments);
+    va_copy(again, arguments);
+    int length = vsnprintf(NULL, 0, format, arguments);
+    *out = length >= 0 ? malloc((size_t)length + 1) : NULL;
+    if (*out) (void)vsnprintf(*out, (size_t)length + 1, format, again);
+    va_end(again);
     va_end(arguments);
-    if (length >= 0) return STATUS_OK;
-    *out = NULL;
-    return out_of_memory(1, 1, "a text");
+    return *out ? STATUS_OK : out_of_memory(1, 1, "a text");
 }
