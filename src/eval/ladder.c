@@ -299,31 +299,47 @@ done:
 
 /* --- rung 6 ------------------------------------------------------------------------------------------------------- */
 
-static enum status time_length(const struct ladder *ladder, int64_t length, double *seconds, double *bytes,
-                               double *flops) {
+enum { COST_LENGTHS = 3, COST_ROUNDS = 5 };
+
+struct cost_times {
+    int64_t lengths[COST_LENGTHS];
+    struct plan *plans[COST_LENGTHS];
+    double seconds[COST_LENGTHS], bytes[COST_LENGTHS], flops[COST_LENGTHS];
+};
+
+/* The lengths take turns, so that a busy machine slows all of them; the fastest of each counts. */
+static enum status time_rounds(const struct ladder *ladder, struct cost_times *times) {
     const struct model *model = ladder->subject->model;
-    struct plan_options options = {.batch = 1, .length = length};
-    struct plan *plan = NULL;
     struct tensor hidden;
-    struct attention_cost cost;
-    size_t measured = 0;
-    enum status status;
-    memset(ladder->start, 0, (size_t)length * sizeof *ladder->start);
-    struct batch batch = {.batch = 1, .length = length, .ids = ladder->ids, .start = ladder->start};
-    TRY_GOTO(done, plan_measure(model, &options, &measured));
-    TRY_GOTO(done, plan_open(model, &options, &plan));
-    *seconds = INFINITY;
-    for (int run = 0; run < 4; run++) {
-        double started = time_now_s();
-        TRY_GOTO(done, model_forward(plan, &batch, &hidden));
-        TRY_GOTO(done, model->params.ops->synchronise(model->params.ops));
-        *seconds = fmin(*seconds, time_now_s() - started);
+    for (int round = 0; round < COST_ROUNDS; round++) {
+        for (int i = 0; i < COST_LENGTHS; i++) {
+            struct batch batch = {.batch = 1, .length = times->lengths[i], .ids = ladder->ids, .start = ladder->start};
+            double started = time_now_s();
+            TRY(model_forward(times->plans[i], &batch, &hidden));
+            TRY(model->params.ops->synchronise(model->params.ops));
+            double took = time_now_s() - started;
+            times->seconds[i] = round == 0 ? took : fmin(took, times->seconds[i]);
+        }
     }
-    TRY_GOTO(done, model_cost(model, length, &cost, flops));
-    *flops *= (double)length;
-    *bytes = (double)measured;
+    return STATUS_OK;
+}
+
+static enum status measure_cost(const struct ladder *ladder, struct cost_times *times) {
+    const struct model *model = ladder->subject->model;
+    enum status status;
+    for (int i = 0; i < COST_LENGTHS; i++) {
+        struct plan_options options = {.batch = 1, .length = times->lengths[i]};
+        struct attention_cost cost;
+        size_t bytes = 0;
+        TRY_GOTO(done, plan_measure(model, &options, &bytes));
+        TRY_GOTO(done, plan_open(model, &options, &times->plans[i]));
+        TRY_GOTO(done, model_cost(model, times->lengths[i], &cost, &times->flops[i]));
+        times->flops[i] *= (double)times->lengths[i];
+        times->bytes[i] = (double)bytes;
+    }
+    status = time_rounds(ladder, times);
 done:
-    plan_close(&plan);
+    for (int i = 0; i < COST_LENGTHS; i++) plan_close(&times->plans[i]);
     return status;
 }
 
@@ -332,21 +348,22 @@ static enum status cost_growth(const struct ladder *ladder, struct ladder_rung *
     const struct model_config *config = &ladder->subject->model->config;
     bool longer = !model_has_learned_positions(config) || 4 * ladder->length <= config->positions;
     int64_t base = longer ? ladder->length : ladder->length / 4;
-    double seconds[3], bytes[3], flops[3];
+    struct cost_times times = {.lengths = {base, 2 * base, 4 * base}};
     snprintf(rung->bound, sizeof rung->bound, "at most twice what FLOPs and length say");
     if (base < 1) {
         not_measured(rung, "the text is too short");
         return STATUS_OK;
     }
-    for (int64_t i = base; i < 4 * base; i++) ladder->ids[i] = ladder->ids[i % ladder->length];
-    for (int i = 0; i < 3; i++) TRY(time_length(ladder, base << i, &seconds[i], &bytes[i], &flops[i]));
-    double time_growth = seconds[2] / seconds[0], flops_growth = flops[2] / flops[0],
-           memory_growth = bytes[2] / bytes[0];
+    memset(ladder->start, 0, (size_t)(4 * ladder->length) * sizeof *ladder->start);
+    for (int64_t i = ladder->length; i < 4 * base; i++) ladder->ids[i] = ladder->ids[i % ladder->length];
+    TRY(measure_cost(ladder, &times));
+    double time = times.seconds[2] / times.seconds[0], flops = times.flops[2] / times.flops[0];
+    double memory = times.bytes[2] / times.bytes[0];
     snprintf(rung->measured, sizeof rung->measured,
              "T %lld, %lld, %lld: %.1f, %.1f, %.1f ms; FLOPs x%.1f, time x%.1f, memory x%.1f", (long long)base,
-             (long long)(2 * base), (long long)(4 * base), 1e3 * seconds[0], 1e3 * seconds[1], 1e3 * seconds[2],
-             flops_growth, time_growth, memory_growth);
-    judge(rung, fmax(time_growth / flops_growth, memory_growth / 4), 2);
+             (long long)(2 * base), (long long)(4 * base), 1e3 * times.seconds[0], 1e3 * times.seconds[1],
+             1e3 * times.seconds[2], flops, time, memory);
+    judge(rung, fmax(time / flops, memory / 4), 2);
     return STATUS_OK;
 }
 
