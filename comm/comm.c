@@ -18,7 +18,7 @@
 enum { MESSAGE_BYTES = 2048 }; /* what error.h keeps */
 
 /* Given-up operations: the library may still write into what they have posted, so their memory stays until the end. */
-static struct comm_operation *abandoned;
+static struct comm_operation *volatile abandoned;
 
 /* --- opening and closing ---------------------------------------------------------------------------------------- */
 
