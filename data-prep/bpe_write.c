@@ -19,11 +19,24 @@ static enum status write_file(const char *directory, const char *name, const cha
     return status;
 }
 
+struct dump { /* JSON on its way into a text; jansson forgets some failures, so the first is kept here */
+    struct text text;
+    enum status status;
+};
+
+static int dump_append(const char *bytes, size_t length, void *context) {
+    struct dump *dump = context;
+    if (dump->status == STATUS_OK) dump->status = text_append(&dump->text, bytes, length);
+    return dump->status == STATUS_OK ? 0 : -1;
+}
+
 static enum status write_json(const char *directory, const char *name, const json_t *value) {
-    char *text = value ? json_dumps(value, JSON_COMPACT) : NULL;
-    if (!text) return no_memory();
-    enum status status = write_file(directory, name, text, strlen(text));
-    free(text);
+    struct dump dump = {0};
+    enum status status = STATUS_OK;
+    if (!value || json_dump_callback(value, dump_append, &dump, JSON_COMPACT) != 0) status = no_memory();
+    if (dump.status != STATUS_OK) status = dump.status;
+    if (status == STATUS_OK) status = write_file(directory, name, dump.text.bytes, dump.text.length);
+    free(dump.text.bytes);
     return status;
 }
 

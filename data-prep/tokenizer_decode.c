@@ -12,10 +12,17 @@ static enum status check_id(const struct tokenizer *t, uint32_t id) {
     return error_set(STATUS_USAGE, "id %u: expected an id of %s, below %zu", id, t->name, t->vocabulary.count);
 }
 
-/* The first token of a text, whose markers vanish. */
+static enum status append_token(const struct tokenizer *t, uint32_t id, struct text *out) {
+    size_t begin = t->output_begin[id];
+    return text_append(out, t->output + begin, t->output_begin[id + 1] - begin);
+}
+
+/* The first token of a text, whose markers vanish; tokenizer_steps.c sees to it that they are the first thing replaced.
+ */
 static enum status append_first(const struct tokenizer *t, uint32_t id, struct text *out) {
     const char *token = t->vocabulary.bytes + t->vocabulary.begin[id], *marker = t->decoder.replace[0].from;
     size_t length = t->vocabulary.length[id], width = strlen(marker);
+    if (!memmem(token, length, marker, width)) return append_token(t, id, out);
     for (size_t at = 0; at < length;) {
         if (at + width <= length && memcmp(token + at, marker, width) == 0) {
             at += width;
@@ -55,12 +62,8 @@ enum status tokenizer_decode(const struct tokenizer *t, const uint32_t *ids, siz
     for (size_t i = 0; i < count; i++) {
         TRY_GOTO(done, check_id(t, ids[i]));
         if (t->special[ids[i]] && !special) continue;
-        if (first && t->decoder.strips_first_marker) {
-            TRY_GOTO(done, append_first(t, ids[i], &out));
-        } else {
-            size_t begin = t->output_begin[ids[i]];
-            TRY_GOTO(done, text_append(&out, t->output + begin, t->output_begin[ids[i] + 1] - begin));
-        }
+        bool strips = first && t->decoder.strips_first_marker;
+        TRY_GOTO(done, strips ? append_first(t, ids[i], &out) : append_token(t, ids[i], &out));
         first = false;
     }
     strip(&t->decoder, &out);

@@ -242,6 +242,7 @@ static enum status read_decoder(const struct part *part, struct tokenizer *t) {
         if (!decoder->fused || decoder->strip) return unsupported(part, "one Strip, after Fuse");
         return read_strip(part, decoder);
     } else if (strcmp(part->type, "Metaspace") == 0) {
+        if (decoder->replace_count) return unsupported(part, "Metaspace before Replace");
         enum prepend_scheme scheme;
         struct normalizer_step *step = &decoder->replace[decoder->replace_count++];
         TRY(read_marker(part, &step->from));

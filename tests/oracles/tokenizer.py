@@ -2,6 +2,7 @@
 
     build/oracles/bin/python tests/oracles/tokenizer.py goldens   writes tests/unit/data/tokenizer_cases.json and
                                                                   prints the rows of tests/unit/test_tokenizer_data.c
+    build/oracles/bin/python tests/oracles/tokenizer.py cases     the file alone
     build/oracles/bin/python tests/oracles/tokenizer.py check     compares the program ($SQUINT) with them now
 
 The oracles' versions are in requirements.txt. GPT-2's vocabulary is read from $SQUINT_DATA/gpt2-tokenizer; tiktoken gets
@@ -138,13 +139,14 @@ def specimens():
         for splits in (True, False):
             space = metaspace(scheme, splits)
             yield f"metaspace {scheme} {splits}", "llama", fallback, shell(llama_more, None, space, space)
+    yield "metaspace bytes", "llama", fallback, shell(llama_more, None, metaspace("always", True), sequence(
+        "decoders", {"type": "ByteFallback"}, metaspace("always", True)))
     yield "gemma", "llama", fallback, shell(llama_more, REPLACE, split(" ", "MergedWithPrevious", False, "String"), sequence(
         "decoders", {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}, {"type": "ByteFallback"},
         {"type": "Fuse"}))
 
 
 def make_cases():
-    settings = {}
     made = {"byte": byte_model(), "llama": llama_model(), "holes": llama_model(drop=(0xF0, 0xE6))}
     out = {"made by": f"tests/oracles/tokenizer.py with tokenizers {tokenizers.__version__}", "models": made, "texts": TEXTS,
            "tokenizers": []}
@@ -319,12 +321,13 @@ def check_gpt2():
 
 def main():
     action = sys.argv[1] if len(sys.argv) > 1 else ""
-    if action == "goldens":
+    if action in ("goldens", "cases"):
         os.makedirs(os.path.dirname(CASES), exist_ok=True)
         with open(CASES, "w", encoding="utf-8") as file:
             json.dump(make_cases(), file, ensure_ascii=True, separators=(",", ":"))
             file.write("\n")
-        figures()
+        if action == "goldens":
+            figures()
     elif action == "check":
         with tempfile.TemporaryDirectory() as folder:
             check_training(folder)

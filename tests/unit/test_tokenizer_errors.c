@@ -118,6 +118,8 @@ static const struct {
     {"strip before fuse", "{\"type\":\"Fuse\"},", "", 2,
      "decoder.decoders[2].type: expected one Strip, after Fuse, found Strip: not supported"},
     {"strip by half", "\"start\":1", "\"start\":0.5", 3, "decoder.decoders[3]: expected whole numbers start and stop"},
+    {"metaspace after replace", "{\"type\":\"ByteFallback\"}", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}", 2,
+     "decoder.decoders[1].type: expected Metaspace before Replace, found Metaspace: not supported"},
     {"replace after bytes", "{\"type\":\"Fuse\"}", "{\"type\":\"Replace\"}", 2,
      "decoder.decoders[2].type: expected Replace before ByteFallback and Fuse, found Replace: not supported"},
     {"17 parts", "{\"type\":\"ByteFallback\"},",
