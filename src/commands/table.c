@@ -11,6 +11,7 @@ const struct command *const command_table[] = {
     &command_eval,
     &command_generate,
     &command_logits,
+    &command_inspect,
     &command_export,
     &command_bench,
     NULL,
