@@ -48,6 +48,7 @@ static enum status run(int argc, char **argv) {
     };
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     if (!out) return error_set(STATUS_USAGE, "export: --out: expected the name of a new directory, found none");
+    TRY(huggingface_check_target(out));
     enum status status = with_model_open("export", &options, false, 0, &with);
     if (status == STATUS_OK) status = export_model(&with.loaded, out);
     return with_model_close(&with, status);

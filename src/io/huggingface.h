@@ -40,7 +40,9 @@ struct huggingface_save {
     const char *tokenizer; /* directory whose tokenizer files are copied; NULL: none */
     const char *teacher;   /* hash of the teacher as text, for squint.json; NULL: none */
 };
-/* Writes a directory that appears whole or not at all. `directory` must not exist, or be empty: STATUS_USAGE. */
+/* STATUS_USAGE unless `directory` does not exist or is empty: to be asked before long work. */
+enum status huggingface_check_target(const char *directory);
+/* Writes a directory that appears whole or not at all; huggingface_check_target says where. */
 enum status huggingface_save(const char *directory, const struct huggingface_save *what);
 
 #endif

@@ -58,13 +58,19 @@ static enum status list_outputs(struct save *save) {
 }
 
 static enum status take_scratch(struct save *save) {
-    int64_t most = 1;
-    for (int64_t i = 0; i < save->what->params->count; i++) {
-        int64_t count = tensor_count(save->what->params->rows[i].value);
+    int64_t most = 1, most_turned = 1;
+    for (int64_t i = 0; i < save->count; i++) {
+        const struct huggingface_piece *piece = &save->outputs[i].piece;
+        int64_t count = piece->rows * piece->columns;
         if (count > most) most = count;
+        if (piece->transposed && count > most_turned) most_turned = count;
+    }
+    for (int64_t i = 0; i < save->what->params->count; i++) { /* `wide` takes LoRA's rows too */
+        const struct param *row = &save->what->params->rows[i];
+        if (row->lora && tensor_count(row->value) > most) most = tensor_count(row->value);
     }
     TRY(memory_new((size_t)most, sizeof(float), "a tensor on its way", &save->values));
-    TRY(memory_new((size_t)most, sizeof(float), "a tensor on its way", &save->turned));
+    TRY(memory_new((size_t)most_turned, sizeof(float), "a tensor on its way", &save->turned));
     if (save->what->params->ops->parameter != DTYPE_F64) return STATUS_OK;
     return memory_new((size_t)most, sizeof(double), "a tensor on its way", &save->wide);
 }
@@ -174,8 +180,7 @@ static enum status fill_directory(const char *directory, const struct huggingfac
     return STATUS_OK;
 }
 
-/* Nothing may stand at `directory` but an empty directory. */
-static enum status check_free(const char *directory) {
+enum status huggingface_check_target(const char *directory) {
     char **names = NULL;
     size_t count = 0;
     if (!file_exists(directory)) return STATUS_OK;
@@ -194,7 +199,7 @@ enum status huggingface_save(const char *directory, const struct huggingface_sav
     char *path = NULL, *temporary = NULL;
     TRY_GOTO(done, memory_copy_text(directory, &path));
     for (size_t length = strlen(path); length > 1 && path[length - 1] == '/'; length--) path[length - 1] = '\0';
-    TRY_GOTO(done, check_free(path));
+    TRY_GOTO(done, huggingface_check_target(path));
     TRY_GOTO(done, memory_format(&temporary, "%s.tmp-%ld", path, (long)getpid()));
     TRY_GOTO(done, file_remove_tree(temporary));
     TRY_GOTO(done, file_make_directory(temporary));

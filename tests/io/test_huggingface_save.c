@@ -73,22 +73,27 @@ static void publishes_whole_directories(void **state) {
  * ---------------------------------------------------------------------------------------------------------- */
 static const char *const lora_names[] = {"h.1.attn.qkv.lora_a", "h.1.attn.qkv.lora_b"};
 
-/* A student of the teacher with rows of a kind and, for layer 1, LoRA of rank 2. */
-static void new_student(const struct params *teacher, bool lora, struct params *student) {
+/* A student of the teacher with rows of a kind and, for layer 1, LoRA (rank 0: none). */
+static void new_student(const struct params *teacher, int64_t rank, struct params *student) {
     const struct param added[] = {{.name = "h.0.attn.masks.coefficients", .rank = 2, .shape = {3, 4}, .added = true},
                                   {.name = "h.1.attn.masks.blocks", .rank = 3, .shape = {2, 3, 5}, .added = true},
                                   {.name = "h.1.attn.masks.bias", .rank = 1, .shape = {6}, .added = true}};
-    const struct param low[] = {{.name = "h.1.attn.qkv.lora_a", .rank = 2, .shape = {2, 48}, .lora = true},
-                                {.name = "h.1.attn.qkv.lora_b", .rank = 2, .shape = {144, 2}, .lora = true}};
+    const struct param low[] = {{.name = "h.1.attn.qkv.lora_a", .rank = 2, .shape = {rank, 48}, .lora = true},
+                                {.name = "h.1.attn.qkv.lora_b", .rank = 2, .shape = {144, rank}, .lora = true}};
     CHECK_OK(params_share(teacher, student));
     for (int i = 0; i < 3; i++) CHECK_OK(params_add(student, &added[i], 0));
-    for (int i = 0; i < 2 && lora; i++) CHECK_OK(params_add(student, &low[i], 0));
+    for (int i = 0; i < 2 && rank > 0; i++) CHECK_OK(params_add(student, &low[i], 0));
     CHECK_OK(params_own(student, (char *[]){"mlp.down"}, 1));
     CHECK_OK(params_place(student, false));
     for (int64_t i = 0; i < student->count; i++) {
         struct param *row = &student->rows[i];
         for (int64_t e = 0; row->owned && e < tensor_count(row->value); e++) {
-            ((float *)row->value.data)[e] = (float)(i + 1) + (float)e / 64;
+            double value = (double)(i + 1) + (double)e / 64;
+            if (row->value.dtype == DTYPE_F64) {
+                ((double *)row->value.data)[e] = value;
+            } else {
+                ((float *)row->value.data)[e] = (float)value;
+            }
         }
     }
 }
@@ -107,12 +112,11 @@ static void check_rules(const struct config_attention *rules, size_t count) {
     assert_string_equal(rules[1].options[1].words[0], "layer");
 }
 
-static void saves_students(void **state) {
-    (void)state;
+static void save_student(const struct ops *ops, int64_t rank) {
     struct model_config model, exported;
     struct params teacher, student, full, back;
-    load(golden("gpt2-tied"), &host_ops_f32, &model, &teacher);
-    new_student(&teacher, true, &student);
+    load(golden("gpt2-tied"), ops, &model, &teacher);
+    new_student(&teacher, rank, &student);
     struct config_option options[] = {{"candidates", (char *[]){"window(32)", "dilated(16, 4)"}, 2, 7},
                                       {"per", (char *[]){"layer"}, 1, 8}};
     struct config_attention rules[] = {
@@ -121,17 +125,17 @@ static void saves_students(void **state) {
     struct huggingface_save what = {
         .model = &model, .params = &student, .rules = rules, .rule_count = 2, .teacher = "0123"};
     char directory[600];
-    snprintf(directory, sizeof directory, "%s/student", scratch);
+    snprintf(directory, sizeof directory, "%s/student-%s-%d", scratch, ops->name, (int)rank);
     CHECK_OK(huggingface_save(directory, &what));
 
     /* As a full-attention model: the teacher's values, the student's own, and LoRA added in. */
-    load(directory, &host_ops_f32, &exported, &full);
+    load(directory, ops, &exported, &full);
     for (int64_t i = 0; i < full.count; i++) {
         const struct param *row = &full.rows[i];
         int64_t columns = row->rank == 2 ? row->shape[1] : 1;
         for (int64_t e = 0; e < tensor_count(row->value); e++) {
             double expected = element(&student, row->name, 0, e), found = element(&full, row->name, 0, e);
-            for (int64_t r = 0; strcmp(row->name, "h.1.attn.qkv.weight") == 0 && r < 2; r++) {
+            for (int64_t r = 0; strcmp(row->name, "h.1.attn.qkv.weight") == 0 && r < rank; r++) {
                 expected +=
                     element(&student, lora_names[1], e / columns, r) * element(&student, lora_names[0], r, e % columns);
             }
@@ -146,9 +150,9 @@ static void saves_students(void **state) {
     CHECK_OK(huggingface_read_rules(directory, &read, &count));
     check_rules(read, count);
     huggingface_free_rules(read, count);
-    new_student(&full, false, &back);
+    new_student(&full, 0, &back);
     for (int64_t i = 0; i < back.count; i++) {
-        if (back.rows[i].added) CHECK_OK(host_fill(&host_ops_f32, back.rows[i].value, -1));
+        if (back.rows[i].added) CHECK_OK(host_fill(ops, back.rows[i].value, -1));
     }
     CHECK_OK(huggingface_load_added(directory, &back));
     for (int64_t i = 0; i < back.count; i++) {
@@ -168,6 +172,12 @@ static void saves_students(void **state) {
     params_free(&full);
     params_free(&student);
     params_free(&teacher);
+}
+
+static void saves_students(void **state) {
+    (void)state;
+    save_student(&host_ops_f32, 2);
+    save_student(&host_ops_f64, 110); /* LoRA's rows may be larger than the weight's */
 }
 
 #define RULES(entry) "{\"format_version\":1,\"attention\":[" entry "]}"
