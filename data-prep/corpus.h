@@ -36,7 +36,7 @@ struct corpus_summary {
 };
 
 /* Writes JSON lines {"document": i, "text": …, "recall": [{"start":, "length":, "distance":}, …]} and publishes them at
- * `path`, or on standard output when `path` is "-". */
+ * `path`, or on standard output when `path` is "-". STATUS_IO names a path that cannot be written. */
 enum status corpus_write(const char *path, const struct corpus_options *options, struct corpus_summary *summary);
 
 #endif

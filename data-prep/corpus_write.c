@@ -7,6 +7,7 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static enum status write_document(FILE *stream, int64_t index, const struct corpus_document *document) {
@@ -45,6 +46,10 @@ enum status corpus_write(const char *path, const struct corpus_options *options,
     char *temporary = NULL;
     *summary = (struct corpus_summary){0};
     if (strcmp(path, "-") == 0) return write_all(stdout, options, summary);
+    struct stat info;
+    if (stat(path, &info) == 0 && !S_ISREG(info.st_mode)) { /* a device would be replaced by the rename */
+        return error_set(STATUS_IO, "%s: is not a file that can be replaced", path);
+    }
     TRY(memory_format(&temporary, "%s.tmp-%ld", path, (long)getpid()));
     FILE *stream = fopen(temporary, "wbe");
     if (!stream) {
