@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Training under mpirun: 1, 2 and 4 ranks give the same losses; a killed rank, a signal, another number of ranks: the run goes on; a directory
+# in use is refused; a dry run writes nothing. Text -> tokenizer -> shards -> teacher -> student, all made here.
+set -uo pipefail
+squint=${SQUINT:-build/release/squint}
+compare=${SQUINT_BUILD:-build/release}/tests/compare_runs
+command -v mpirun >/dev/null || { echo "skipped: mpirun is not here"; exit 77; }
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 TMPDIR=$work
+
+failures=0
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@" >out.txt 2>&1; then
+        echo "ok   $name: $(tail -n 1 out.txt)"
+    else
+        echo "FAIL $name: $*"
+        tail -n 5 out.txt
+        failures=$((failures + 1))
+    fi
+}
+exits() { # code, command...
+    local expected=$1 code=0
+    shift
+    "$@" || code=$?
+    [ "$code" = "$expected" ] || { echo "expected exit $expected, found $code: $*"; return 1; }
+}
+launch=(mpirun --oversubscribe --quiet -np)
+ranks() { "${launch[@]}" "$@"; }
+lines() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null || true; }
+await() { # run, lines
+    for _ in $(seq 600); do
+        [ "$(lines "$1")" -ge "$2" ] 2>/dev/null && return 0
+        sleep 0.05
+    done
+    echo "$1 never came to $2 steps"
+    return 1
+}
+
+cat >lm.yaml <<'Y'
+run: lm1
+tokenizer: tok
+from_scratch: {type: gpt2, layers: 2, heads: 2, width: 32}
+data: {train: c-train-*.h5, valid: c-valid-*.h5}
+stages:
+  - {name: lm, objective: lm, train: all, length: 32, batch: 12, steps: 50, lr: 2.0e-2, warmup_steps: 5}
+train: {micro_batch: 3, weight_decay: 0.1}
+checkpoint: {every: 10, keep: 3}
+eval: {every: 25, sequences: 8}
+Y
+cat >kl.yaml <<'Y'
+run: kl1
+teacher: lm1
+data: {train: c-train-*.h5, valid: c-valid-*.h5}
+student:
+  attention: [{layers: all, kind: masks, candidates: [window(3), sinks(1), dilated(3, 4)]}]
+stages:
+  - {name: align, objective: attention, train: new, length: 32, batch: 12, steps: 20, lr: 1.0e-2, warmup_steps: 2}
+  - {name: distil, objective: kl, train: [new, attn.qkv], length: 48, batch: 12, steps: 30, lr: 1.0e-3, warmup_steps: 2}
+positions: interpolate
+train: {micro_batch: 2}
+checkpoint: {every: 10, keep: 3}
+eval: {sequences: 8}
+Y
+
+{ "$squint" corpus --out c.jsonl --documents 40 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
+    "$squint" prep --tokenizer tok --out c --valid 0.1 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+
+check "dry run" "$squint" train lm.yaml --dry-run
+check "a dry run writes nothing" test ! -e lm1
+check "plan" grep -q '"micro_batch": 3' <("$squint" plan lm.yaml --json)
+
+check "lm, 1 rank" "$squint" train lm.yaml
+check "kl, 1 rank" "$squint" train kl.yaml
+for n in 2 4; do
+    check "lm, $n ranks" ranks $n "$squint" train lm.yaml --run=lm$n
+    check "kl, $n ranks" ranks $n "$squint" train kl.yaml --run=kl$n
+    check "lm, $n ranks like one" "$compare" lm1 lm$n 1e-5
+    check "kl, $n ranks like one" "$compare" kl1 kl$n 1e-5
+done
+check "lm, other micro-batches" ranks 1 "$squint" train lm.yaml --run=lm_micro --train.micro_batch=12
+check "lm, other micro-batches alike" "$compare" lm1 lm_micro 1e-5
+
+# One of two ranks dies; the launcher takes the other down; the same command goes on, with the same bits.
+killed() {
+    "${launch[@]}" 2 "$squint" train kl.yaml --run=kl_killed >killed.txt 2>&1 &
+    local job=$!
+    await kl_killed "$1" || return 1
+    local victim
+    victim=$(pgrep -P "$job" | tail -n 1)
+    kill -KILL "$victim"
+    wait "$job"
+    [ $? -ne 0 ] || { echo "the launcher did not notice"; return 1; }
+}
+for k in 13 26; do
+    check "kl, a rank killed after $k steps" killed $k
+done
+check "kl, goes on after the kills" ranks 2 "$squint" train kl.yaml --run=kl_killed
+check "kl, killed like straight" "$compare" kl2 kl_killed 0 50
+
+# A signal to the launcher: a checkpoint, exit 75, and on.
+stopped() {
+    "${launch[@]}" 2 "$squint" train lm.yaml --run=lm_stopped --checkpoint.every=1000 >stopped.txt 2>&1 &
+    local job=$!
+    await lm_stopped 7 || return 1
+    kill -USR1 "$job"
+    exits 75 wait "$job"
+}
+check "lm, SIGUSR1 gives exit 75" stopped
+check "lm, a checkpoint is there" test -e lm_stopped/checkpoints
+check "lm, goes on after the signal" ranks 2 "$squint" train lm.yaml --run=lm_stopped
+check "lm, stopped like straight" "$compare" lm2 lm_stopped 0 50
+
+# A checkpoint of two ranks goes on with three.
+half() {
+    "${launch[@]}" 2 "$squint" train lm.yaml --run=lm_three --checkpoint.every=1000 >half.txt 2>&1 &
+    local job=$!
+    await lm_three 10 || return 1
+    kill -USR1 "$job"
+    exits 75 wait "$job"
+}
+check "lm, 2 ranks stop" half
+check "lm, 3 ranks go on" ranks 3 "$squint" train lm.yaml --run=lm_three
+check "lm, 2 then 3 ranks like one" "$compare" lm1 lm_three 1e-5
+
+# Two jobs, one directory.
+in_use() {
+    "${launch[@]}" 1 "$squint" train lm.yaml --run=lm_used --stages.lm.steps=100000 >used.txt 2>&1 &
+    local job=$! code=0
+    await lm_used 2 || return 1
+    "$squint" train lm.yaml --run=lm_used 2>second.txt || code=$?
+    kill -TERM "$job"
+    wait "$job"
+    cat second.txt
+    [ "$code" = 2 ] && grep -q "another job trains in this directory" second.txt
+}
+check "a directory in use is refused" in_use
+
+# Wrong tokenizer, and what stands in the run's directory afterwards: nothing.
+"$squint" tokenizer train --vocab 290 --out tok2 c.jsonl >prep.txt 2>&1
+other_tokenizer() {
+    exits 2 "$squint" train lm.yaml --run=lm_other --tokenizer=tok2 2>second.txt && grep "tokenizer: expected .* of tok2" second.txt
+}
+check "another tokenizer is refused" other_tokenizer
+check "nothing was written" test ! -e lm_other
+check "more ranks than sequences are refused" exits 2 ranks 4 "$squint" train lm.yaml --run=lm_other --stages.lm.batch=3
+[ $failures = 0 ] || { echo "$failures failures"; exit 1; }
