@@ -37,7 +37,7 @@ static void place_block(struct block *block, char *memory, size_t *used, const s
     b.q = take(memory, used, rows, sizeof(real));
     b.out = take(memory, used, rows, sizeof(real));
     b.scores = take(memory, used, kept, sizeof(real));
-    b.gathered = take(memory, used, (size_t)(w->width * TILE_KEYS), sizeof(real));
+    b.gathered = take(memory, used, (size_t)(w->width * PACK_KEYS), sizeof(real));
     if (w->g) {
         b.d_o = take(memory, used, rows, sizeof(real));
         b.d_weights = take(memory, used, kept, sizeof(real));
@@ -146,17 +146,24 @@ static struct attention_head make_head(const struct work *w, int64_t b, int64_t 
     return head;
 }
 
-/* Run `run` of PACK_KEYS rows of from: transposed [D][PACK_KEYS], and as rows; each optional. */
+/* Run `run` of PACK_KEYS rows of from: as rows, and transposed [D][PACK_KEYS]; each optional. The rows are transposed
+ * from their dense copy: from a wide stride they would fall into few cache sets. */
 static void pack_run(const struct work *w, struct rows from, int64_t run, real *transposed, real *rows) {
     const int64_t first = run * PACK_KEYS, count = at_most(PACK_KEYS, w->length - first);
-    real *to = transposed ? transposed + first * w->width : NULL;
-    for (int64_t d = 0; to && d < w->width; d++)
-        for (int64_t u = 0; u < PACK_KEYS; u++)
-            to[d * PACK_KEYS + u] = u < count ? from.rows[(first + u) * from.stride + d] : 0;
-    for (int64_t j = first; rows && j < first + count; j++) {
-        memcpy(rows + j * w->padded, from.rows + j * from.stride, (size_t)w->width * sizeof(real));
-        memset(rows + j * w->padded + w->width, 0, (size_t)(w->padded - w->width) * sizeof(real));
+    if (rows) {
+        rows += first * w->padded;
+        for (int64_t j = 0; j < count; j++) {
+            memcpy(rows + j * w->padded, from.rows + (first + j) * from.stride, (size_t)w->width * sizeof(real));
+            for (int64_t d = w->width; d < w->padded; d++) rows[j * w->padded + d] = 0;
+        }
     }
+    if (!transposed) return;
+    transposed += first * w->width;
+    NAME(attention_transpose)
+    (count, w->width, rows ? rows : from.rows + first * from.stride, rows ? w->padded : from.stride, transposed,
+     PACK_KEYS);
+    for (int64_t d = 0; d < w->width; d++)
+        for (int64_t u = count; u < PACK_KEYS; u++) transposed[d * PACK_KEYS + u] = 0;
 }
 
 static void pack_unit_run(const struct work *w, int64_t unit, int64_t slot, int64_t run) {

@@ -43,7 +43,7 @@ static void sum_tiles(struct block *block, bool keep) {
         real *e = scores_of(block, tile);
         NAME(attention_tile_scores)(block, tile, e);
         NAME(attention_tile_sum)(block, tile, e);
-        if (keep) memcpy(block->references + n * BLOCK_ROWS, block->reference, sizeof block->reference);
+        if (keep) memcpy(block->references + n * BLOCK_ROWS, block->reference, (size_t)block->rows * sizeof(real));
     }
 }
 

@@ -1,5 +1,5 @@
-/* The matrix product of attention's tiles: small, from cache, no packing of its own. A register tile of eight rows and
- * two vectors; the vectors are the compiler's, as wide as the variant's instructions. */
+/* The matrix product and the transpose of attention's tiles: small, from cache, no packing of its own. A register tile
+ * of eight rows and two vectors; the vectors are the compiler's, as wide as the variant's instructions. */
 #include "kernels/cpu/attention_internal.h"
 
 #if defined(__AVX512F__)
@@ -11,6 +11,58 @@ enum { VECTOR_BYTES = 16 };
 #endif
 enum { VECTOR = VECTOR_BYTES / sizeof(real) };
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
+
+/* Perfect shuffles: log2(VECTOR) rounds of them transpose VECTOR vectors. */
+#define LOW_2   0, 2
+#define HIGH_2  1, 3
+#define LOW_4   0, 4, 1, 5
+#define HIGH_4  2, 6, 3, 7
+#define LOW_8   0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_8  4, 12, 5, 13, 6, 14, 7, 15
+#define LOW_16  0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#if defined(SQUINT_REAL_F64) && defined(__AVX512F__)
+#define LOW  LOW_8
+#define HIGH HIGH_8
+#elif defined(SQUINT_REAL_F64) && defined(__AVX__)
+#define LOW  LOW_4
+#define HIGH HIGH_4
+#elif defined(SQUINT_REAL_F64)
+#define LOW  LOW_2
+#define HIGH HIGH_2
+#elif defined(__AVX512F__)
+#define LOW  LOW_16
+#define HIGH HIGH_16
+#elif defined(__AVX__)
+#define LOW  LOW_8
+#define HIGH HIGH_8
+#else
+#define LOW  LOW_4
+#define HIGH HIGH_4
+#endif
+
+static void transpose_square(const real *from, int64_t from_row, real *to, int64_t to_row) {
+    vector x[VECTOR], y[VECTOR];
+    for (int n = 0; n < VECTOR; n++) x[n] = *(const vector *)(from + n * from_row);
+    for (int width = 1; width < VECTOR; width *= 2) {
+        for (int n = 0; n < VECTOR / 2; n++) {
+            y[2 * n] = __builtin_shufflevector(x[n], x[n + VECTOR / 2], LOW);
+            y[2 * n + 1] = __builtin_shufflevector(x[n], x[n + VECTOR / 2], HIGH);
+        }
+        memcpy(x, y, sizeof x);
+    }
+    for (int n = 0; n < VECTOR; n++) *(vector *)(to + n * to_row) = x[n];
+}
+
+void NAME(attention_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_row, real *to,
+                               int64_t to_row) {
+    const int64_t whole_rows = rows / VECTOR * VECTOR, whole_columns = columns / VECTOR * VECTOR;
+    for (int64_t i = 0; i < whole_rows; i += VECTOR)
+        for (int64_t j = 0; j < whole_columns; j += VECTOR)
+            transpose_square(from + i * from_row + j, from_row, to + j * to_row + i, to_row);
+    for (int64_t j = 0; j < columns; j++)
+        for (int64_t i = j < whole_columns ? whole_rows : 0; i < rows; i++) to[j * to_row + i] = from[i * from_row + j];
+}
 
 struct operands {
     int64_t k, a_row, a_column, b_row, c_row;

@@ -26,8 +26,9 @@ struct attention_head {
 enum {
     LANES = 16, /* columns of a tile and padded widths are multiples of it */
     BLOCK_ROWS = 64,
-    TILE_KEYS = 64,
-    PACK_KEYS = 64, /* keys of a transposed run; a multiple of every tile's */
+    TILE_KEYS = 256, /* columns of a tile at most */
+    CUT_KEYS = 32,   /* dense tiles begin and end at multiples of it, or where their keys do */
+    PACK_KEYS = 64,  /* keys of a transposed run, and of a tile of gathered keys */
 };
 
 static inline int64_t pad_lanes(int64_t n) {
@@ -50,7 +51,6 @@ struct walk {
     int stages[CANDIDATES_MAX + 1]; /* groups of stage n: stages[n] … stages[n+1]−1 */
     int stage_count;
     int block_rows; /* rows of a block, at most BLOCK_ROWS */
-    int tile_keys;  /* keys of a tile, at most TILE_KEYS: tiles end at multiples of it */
 };
 
 /* Keys first, first + step, …; of a diagonal, key first + r for row r. */
@@ -59,6 +59,7 @@ struct tile {
     int count, columns; /* keys; rounded up to LANES */
     uint32_t owners, prior;
     uint32_t inside, mixed; /* candidates that hold all of its pairs; that hold some */
+    uint32_t held, partly;  /* the same of the pairs that are this tile's own */
     bool diagonal;
     bool whole;   /* every element of every row is a pair of this tile */
     size_t place; /* in the block's kept scores */
@@ -96,7 +97,7 @@ struct block {
     real *q, *d_o, *out;                            /* [rows][padded]: scaled queries; gradient; o or dq */
     real *scores, *d_weights;                       /* [KEPT_ELEMENTS] */
     real *references;                               /* [tiles of kept blocks][BLOCK_ROWS] */
-    real *gathered;                                 /* [D][TILE_KEYS] */
+    real *gathered;                                 /* [D][PACK_KEYS] */
     real reference[BLOCK_ROWS];                     /* the exponents' common reference of each row */
     real sums[CANDIDATES_MAX][BLOCK_ROWS];          /* Σ_j M_m e^{s − reference}; of deltas: times do·v */
     real norms[CANDIDATES_MAX][BLOCK_ROWS];         /* e^{reference} / Z_m; 0 for an empty candidate */
@@ -112,6 +113,10 @@ enum { KEPT_ELEMENTS = 65536, KEPT_TILES = 256 };
  * multiple of LANES. Every element is summed over p in ascending order, whatever m and n are. */
 void NAME(attention_gemm)(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_column,
                           const real *b, int64_t b_row, real *c, int64_t c_row, bool accumulate);
+
+/* to [columns][rows] = from [rows][columns], transposed. */
+void NAME(attention_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_row, real *to,
+                               int64_t to_row);
 
 /* Groups and stages of a head's visited candidates. */
 void NAME(attention_walk)(const struct attention_head *head, struct walk *walk);

@@ -65,7 +65,6 @@ void NAME(attention_walk)(const struct attention_head *head, struct walk *walk) 
     walk->stages[walk->stage_count] = walk->group_count;
     const bool wide = widest(head) > 1024;
     walk->block_rows = wide ? 64 : 32;
-    walk->tile_keys = wide ? 64 : 32;
 }
 
 static int64_t class_blocks(const struct walk *walk, int64_t length, int64_t step) {
@@ -165,6 +164,30 @@ static void classify(const struct block *block, struct tile *tile) {
     }
 }
 
+/* Takes a place among the block's tiles. Where one candidate only touches a tile, it holds all that is the tile's own.
+ */
+static struct tile *append(struct block *block, struct tile tile) {
+    const uint32_t touching = tile.inside | tile.mixed;
+    const bool alone = (touching & (touching - 1)) == 0;
+    tile.held = alone ? touching : tile.inside;
+    tile.partly = alone ? 0 : tile.mixed;
+    tile.place = block->columns * (size_t)block->rows;
+    block->columns += (size_t)tile.columns;
+    block->tiles[block->tile_count] = tile;
+    return &block->tiles[block->tile_count++];
+}
+
+/* Whole neighbours become one tile: fewer, longer rows. */
+static bool join(struct tile *last, const struct tile *tile) {
+    if (!last->whole || !tile->whole || last->step != 1 || tile->step != 1 || last->owners != tile->owners ||
+        last->first % LANES != 0 || last->first + last->count != tile->first || last->inside != tile->inside ||
+        last->mixed != tile->mixed || last->count + tile->count > TILE_KEYS)
+        return false;
+    last->count += tile->count;
+    last->columns += tile->columns;
+    return true;
+}
+
 static void add_tile(struct block *block, const struct group *group, int64_t first, int64_t step, int64_t count) {
     struct tile tile = {.first = first, .step = step, .count = (int)count, .columns = (int)pad_lanes(count)};
     tile.owners = group->owners;
@@ -172,21 +195,19 @@ static void add_tile(struct block *block, const struct group *group, int64_t fir
     classify(block, &tile);
     if (!((tile.inside | tile.mixed) & tile.owners) || (tile.inside & tile.prior)) return;
     tile.whole = (tile.inside & tile.owners) && !(tile.mixed & tile.prior) && tile.count == tile.columns;
-    tile.place = block->columns * (size_t)block->rows;
-    block->columns += (size_t)tile.columns;
-    block->tiles[block->tile_count++] = tile;
+    struct tile *last = append(block, tile);
+    if (block->tile_count > 1 && join(last - 1, last)) block->tile_count--;
 }
 
-/* Packed tiles are read in place when a tile begins at a multiple of LANES and ends within one of them. */
+/* Packed keys are read in place when a tile begins at a multiple of LANES. */
 static void cut_dense(struct block *block, const struct group *group) {
-    const int64_t keys = block->walk->tile_keys;
     int64_t position = 0;
     for (int n = 0; n < block->piece_count; n++) {
         const struct span s = block->pieces[n];
         int64_t first = s.lo;
         if (s.hi - s.lo > LANES && s.lo / LANES * LANES >= position) first = s.lo / LANES * LANES;
         while (first < s.hi) {
-            const int64_t end = at_most((first / keys + 1) * keys, s.hi);
+            const int64_t end = at_most((first / CUT_KEYS + 1) * CUT_KEYS, s.hi);
             add_tile(block, group, first, 1, end - first);
             first = end;
         }
@@ -197,9 +218,9 @@ static void cut_dense(struct block *block, const struct group *group) {
 static void cut_steps(struct block *block, const struct group *group) {
     for (int n = 0; n < block->piece_count; n++) {
         const struct span s = block->pieces[n];
-        const int64_t count = span_count(s), keys = block->walk->tile_keys;
-        for (int64_t u = 0; u < count; u += keys)
-            add_tile(block, group, s.lo + u * s.step, s.step, at_most(keys, count - u));
+        const int64_t count = span_count(s);
+        for (int64_t u = 0; u < count; u += PACK_KEYS)
+            add_tile(block, group, s.lo + u * s.step, s.step, at_most(PACK_KEYS, count - u));
     }
 }
 
@@ -210,9 +231,7 @@ static void add_diagonal(struct block *block, const struct group *group, int64_t
     tile.prior = group->prior;
     tile.mixed = (1u << block->head->count) - 1;
     tile.diagonal = true;
-    tile.place = block->columns * (size_t)block->rows;
-    block->columns += (size_t)tile.columns;
-    block->tiles[block->tile_count++] = tile;
+    append(block, tile);
 }
 
 static void cut_offset(struct block *block, const struct group *group) {

@@ -55,7 +55,9 @@ static void add_members(real *x, int columns, struct span s, real value) {
 static real sum_members(const real *x, int columns, struct span s) {
     const int lo = (int)s.lo, hi = (int)s.hi;
     real sum = 0;
+    if (lo >= hi) return 0;
     if (s.step == 1) {
+#pragma omp simd reduction(+ : sum)
         for (int u = 0; u < columns; u++) sum += u >= lo && u < hi ? x[u] : 0;
         return sum;
     }
@@ -100,20 +102,13 @@ void NAME(attention_block_prepare)(struct block *block, const real *const *log_s
     }
 }
 
-/* [D][columns] of the tile's keys or values, from the packed runs where they lie there in one piece. */
-static const real *transposed(const struct block *block, const struct tile *tile, const real *packed, const real *rows,
-                              int64_t row_stride, int64_t *stride) {
-    const int64_t width = block->head->width, within = tile->first % PACK_KEYS;
-    if (tile->step == 1 && within % LANES == 0 && within + tile->count <= PACK_KEYS) {
-        *stride = PACK_KEYS;
-        return packed + tile->first / PACK_KEYS * PACK_KEYS * width + within;
-    }
-    *stride = tile->columns;
+/* [D][columns] of a tile's keys or values that do not lie in the packed runs as they should. */
+static void gather_transposed(const struct block *block, const struct tile *tile, const real *rows, int64_t stride) {
     for (int u = 0; u < tile->columns; u++) {
-        const real *row = rows + (tile->first + u * tile->step) * row_stride;
-        for (int64_t d = 0; d < width; d++) block->gathered[d * tile->columns + u] = u < tile->count ? row[d] : 0;
+        const real *row = rows + (tile->first + u * tile->step) * stride;
+        for (int64_t d = 0; d < block->head->width; d++)
+            block->gathered[d * tile->columns + u] = u < tile->count ? row[d] : 0;
     }
-    return block->gathered;
 }
 
 static void diagonal_products(const struct block *block, const struct tile *tile, const real *x, const real *rows,
@@ -132,10 +127,21 @@ static void products(const struct block *block, const struct tile *tile, const r
         diagonal_products(block, tile, x, rows, row_stride, e);
         return;
     }
-    int64_t stride;
-    const real *keys = transposed(block, tile, packed, rows, row_stride, &stride);
-    NAME(attention_gemm)
-    (block->rows, tile->columns, block->head->width, x, block->padded, 1, keys, stride, e, tile->columns, false);
+    const int64_t width = block->head->width;
+    if (tile->step != 1 || tile->first % LANES != 0) {
+        gather_transposed(block, tile, rows, row_stride);
+        NAME(attention_gemm)
+        (block->rows, tile->columns, width, x, block->padded, 1, block->gathered, tile->columns, e, tile->columns,
+         false);
+        return;
+    }
+    for (int64_t u = 0, n; u < tile->columns; u += n) {
+        const int64_t first = tile->first + u, within = first % PACK_KEYS;
+        n = at_most(PACK_KEYS - within, tile->columns - u);
+        NAME(attention_gemm)
+        (block->rows, n, width, x, block->padded, 1, packed + (first - within) * width + within, PACK_KEYS, e + u,
+         tile->columns, false);
+    }
 }
 
 void NAME(attention_tile_scores)(const struct block *block, const struct tile *tile, real *e) {
@@ -155,6 +161,7 @@ static real exponents(real *restrict e, int columns, real reference) {
         for (int u = 0; u < columns; u++) e[u] = 0;
         return 0;
     }
+#pragma omp simd reduction(+ : sum)
     for (int u = 0; u < columns; u++) {
         const real x = real_exp(e[u] - reference);
         e[u] = x;
@@ -176,9 +183,9 @@ void NAME(attention_tile_sum)(struct block *block, const struct tile *tile, real
         }
         const real sum = exponents(row, tile->columns, block->reference[r]);
         for (int m = 0; m < count; m++)
-            if (tile->inside & 1u << m)
+            if (tile->held & 1u << m)
                 block->sums[m][r] += sum;
-            else if (tile->mixed & 1u << m)
+            else if (tile->partly & 1u << m)
                 block->sums[m][r] +=
                     count == 1 ? sum : sum_members(row, tile->columns, find_members(block, tile, m, r));
     }
@@ -194,9 +201,9 @@ static real row_values(const struct block *block, const struct tile *tile, int r
     real base = 0;
     *same = true;
     for (int m = 0; m < block->head->count; m++)
-        if (tile->inside & 1u << m) base += table[m][r];
+        if (tile->held & 1u << m) base += table[m][r];
     for (int m = 0; m < block->head->count; m++) {
-        if (!(tile->mixed & 1u << m) || table[m][r] == 0) continue;
+        if (!(tile->partly & 1u << m) || table[m][r] == 0) continue;
         if (*same)
             for (int u = 0; u < tile->columns; u++) values[u] = base;
         *same = false;
@@ -223,14 +230,15 @@ void NAME(attention_tile_deltas)(struct block *block, const struct tile *tile, c
     for (int r = 0; r < block->rows; r++) {
         const real *x = e + r * tile->columns, *y = dw + r * tile->columns;
         real sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int u = 0; u < tile->columns; u++) {
             terms[u] = x[u] * y[u];
             sum += terms[u];
         }
         for (int m = 0; m < block->head->count; m++)
-            if (tile->inside & 1u << m)
+            if (tile->held & 1u << m)
                 block->sums[m][r] += sum;
-            else if (tile->mixed & 1u << m)
+            else if (tile->partly & 1u << m)
                 block->sums[m][r] += sum_members(terms, tile->columns, find_members(block, tile, m, r));
     }
 }
