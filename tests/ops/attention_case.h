@@ -26,6 +26,25 @@ struct attention_arrays {
     int32_t *start;
 };
 
+/* The table of awkward problems that most tests walk. */
+extern const struct attention_case attention_cases[];
+extern const int attention_case_count;
+
+#define FULL                                                                                                           \
+    { CANDIDATE_FULL, 0, 0 }
+#define WINDOW(a)                                                                                                      \
+    { CANDIDATE_WINDOW, a, 0 }
+#define SINKS(a)                                                                                                       \
+    { CANDIDATE_SINKS, a, 0 }
+#define OFFSET(a)                                                                                                      \
+    { CANDIDATE_OFFSET, a, 0 }
+#define DILATED(a, b)                                                                                                  \
+    { CANDIDATE_DILATED, a, b }
+#define STRIDE(a)                                                                                                      \
+    { CANDIDATE_STRIDE, a, 0 }
+#define BLOCKS(a)                                                                                                      \
+    { CANDIDATE_BLOCKS, a, 0 }
+
 /* Whether candidate c shows key j to the query at i (ops.h). */
 bool case_shows(const struct candidate *c, bool causal, const int32_t *start, int64_t i, int64_t j);
 

@@ -10,277 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FULL                                                                                                           \
-    { CANDIDATE_FULL, 0, 0 }
-#define WINDOW(a)                                                                                                      \
-    { CANDIDATE_WINDOW, a, 0 }
-#define SINKS(a)                                                                                                       \
-    { CANDIDATE_SINKS, a, 0 }
-#define OFFSET(a)                                                                                                      \
-    { CANDIDATE_OFFSET, a, 0 }
-#define DILATED(a, b)                                                                                                  \
-    { CANDIDATE_DILATED, a, b }
-#define STRIDE(a)                                                                                                      \
-    { CANDIDATE_STRIDE, a, 0 }
-#define BLOCKS(a)                                                                                                      \
-    { CANDIDATE_BLOCKS, a, 0 }
-
-static const struct attention_case cases[] = {
-    /* name, B, T, H, G, D, count, candidates, coefficients, … */
-    {"one token", 1, 1, 1, 1, 8, 1, {FULL}, .plain = true},
-    {"full 7", 2, 7, 3, 1, 8, 1, {FULL}, .plain = true, .fused = true},
-    {"full 31, D 48", 1, 31, 4, 2, 48, 1, {FULL}, .plain = true},
-    {"full 129, D 64", 1, 129, 2, 2, 64, 1, {FULL}, .plain = true, .fused = true},
-    {"full 1000, D 100", 1, 1000, 1, 1, 100, 1, {FULL}, .plain = true},
-    {"full 2100, wide blocks", 1, 2100, 1, 1, 8, 1, {FULL}, .plain = true, .cuts = {77, 1500}},
-    {"full, documents", 2, 129, 2, 1, 48, 1, {FULL}, .plain = true, .cuts = {1, 2, 40, 64, 100}},
-    {"full, both directions", 2, 131, 2, 2, 64, 1, {FULL}, .plain = true, .cuts = {33, 34}, .bidirectional = true},
-    {"full, one coefficient", 1, 70, 2, 2, 16, 1, {FULL}, .coefficients = {{0.7}, {-1.5}}},
-    {"window", 1, 129, 2, 2, 64, 1, {WINDOW(32)}, .coefficients = {{1}, {1}}, .fused = true},
-    {"window wider than T", 1, 31, 2, 2, 100, 1, {WINDOW(100)}, .coefficients = {{1}, {1}}},
-    {"window 1", 1, 67, 2, 2, 8, 1, {WINDOW(1)}, .coefficients = {{1}, {-2}}},
-    {"window, both directions",
-     1,
-     129,
-     2,
-     2,
-     64,
-     1,
-     {WINDOW(20)},
-     .coefficients = {{1}, {1}},
-     .cuts = {64},
-     .bidirectional = true},
-    {"sinks", 1, 129, 2, 2, 64, 1, {SINKS(4)}, .coefficients = {{1}, {1}}, .cuts = {10, 12, 70}},
-    {"sinks, both directions",
-     1,
-     129,
-     2,
-     2,
-     8,
-     1,
-     {SINKS(40)},
-     .coefficients = {{1}, {1}},
-     .cuts = {10, 12, 70},
-     .bidirectional = true},
-    {"offset", 1, 129, 2, 2, 64, 1, {OFFSET(5)}, .coefficients = {{1}, {1}}, .cuts = {66}},
-    {"offset 0", 1, 40, 2, 2, 8, 1, {OFFSET(1)}, .coefficients = {{1}, {1}}},
-    {"offset beyond T", 1, 40, 2, 2, 8, 1, {OFFSET(40)}, .coefficients = {{1}, {1}}},
-    {"offset, both directions",
-     1,
-     129,
-     2,
-     2,
-     48,
-     1,
-     {OFFSET(37)},
-     .coefficients = {{1}, {1}},
-     .cuts = {66},
-     .bidirectional = true},
-    {"dilated", 1, 257, 2, 2, 64, 1, {DILATED(8, 4)}, .coefficients = {{1}, {1}}},
-    {"dilated, step beyond T", 1, 31, 2, 2, 64, 1, {DILATED(8, 40)}, .coefficients = {{1}, {1}}},
-    {"dilated, documents", 2, 257, 2, 1, 48, 1, {DILATED(16, 3)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
-    {"dilated, both directions",
-     1,
-     257,
-     2,
-     2,
-     8,
-     1,
-     {DILATED(8, 7)},
-     .coefficients = {{1}, {1}},
-     .cuts = {90},
-     .bidirectional = true},
-    {"stride", 1, 257, 2, 2, 64, 1, {STRIDE(5)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
-    {"stride 1", 1, 100, 2, 2, 64, 1, {STRIDE(1)}, .coefficients = {{1}, {1}}, .cuts = {5, 64}},
-    {"stride, both directions",
-     1,
-     257,
-     2,
-     2,
-     8,
-     1,
-     {STRIDE(40)},
-     .coefficients = {{1}, {1}},
-     .cuts = {5, 64},
-     .bidirectional = true},
-    {"blocks", 1, 257, 2, 2, 64, 1, {BLOCKS(48)}, .coefficients = {{1}, {1}}, .cuts = {5, 64, 190}},
-    {"blocks, both directions",
-     1,
-     257,
-     2,
-     2,
-     8,
-     1,
-     {BLOCKS(48)},
-     .coefficients = {{1}, {1}},
-     .cuts = {5, 64},
-     .bidirectional = true},
-    {"window and sinks",
-     2,
-     300,
-     4,
-     2,
-     64,
-     2,
-     {WINDOW(64), SINKS(4)},
-     .coefficients = {{1, 0.25}, {0.6, -0.5}},
-     .fused = true},
-    {"window and sinks, one row",
-     2,
-     130,
-     4,
-     2,
-     8,
-     2,
-     {WINDOW(16), SINKS(4)},
-     .coefficients = {{1, 0.25}},
-     .shared = true},
-    {"window and sinks, documents",
-     2,
-     300,
-     2,
-     2,
-     48,
-     2,
-     {WINDOW(64), SINKS(4)},
-     .coefficients = {{1, 0.25}, {0.6, -0.5}},
-     .cuts = {3, 31, 32, 33, 150}},
-    {"two windows and a block",
-     1,
-     200,
-     2,
-     1,
-     100,
-     3,
-     {WINDOW(8), WINDOW(70), BLOCKS(32)},
-     .coefficients = {{1, 0.5, 0.2}, {-1, 1, 1}}},
-    {"full and window", 1, 200, 2, 2, 64, 2, {FULL, WINDOW(20)}, .coefficients = {{1, 0.5}, {0.5, -0.5}}, .cuts = {90}},
-    {"full and all else",
-     1,
-     150,
-     2,
-     1,
-     48,
-     8,
-     {FULL, WINDOW(20), SINKS(3), OFFSET(7), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
-     .coefficients = {{1, 0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {0.1, -0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
-     .cuts = {60}},
-    {"all but full",
-     2,
-     150,
-     2,
-     1,
-     48,
-     7,
-     {WINDOW(20), SINKS(3), OFFSET(30), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
-     .coefficients = {{0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {-0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
-     .cuts = {60}},
-    {"all but full, both directions",
-     1,
-     150,
-     2,
-     1,
-     8,
-     7,
-     {WINDOW(20), SINKS(3), OFFSET(30), DILATED(6, 5), STRIDE(9), BLOCKS(24), DILATED(4, 2)},
-     .coefficients = {{0.5, -0.3, 0.2, 0.4, 0.1, 0.6, -0.7}, {-0.5, 0.3, 0.2, -0.4, 0.8, 0.6, 0.7}},
-     .cuts = {60},
-     .bidirectional = true},
-    {"scattered only",
-     1,
-     260,
-     2,
-     2,
-     64,
-     5,
-     {OFFSET(1), OFFSET(64), STRIDE(16), STRIDE(24), DILATED(9, 11)},
-     .coefficients = {{1, 0.5, 0.5, 0.5, 0.5}, {1, -0.5, 0.5, -0.5, 0.5}},
-     .cuts = {100}},
-    {"three dilations",
-     1,
-     300,
-     2,
-     2,
-     8,
-     4,
-     {DILATED(4, 1), DILATED(8, 6), DILATED(20, 6), DILATED(5, 9)},
-     .coefficients = {{1, 0.5, 0.5, 0.5}, {1, -0.5, 0.5, -0.5}},
-     .cuts = {100}},
-    {"dilated inside a window",
-     1,
-     200,
-     2,
-     2,
-     64,
-     3,
-     {WINDOW(64), DILATED(16, 4), OFFSET(9)},
-     .coefficients = {{1, 0.5, 1}, {1, -0.5, 1}}},
-    {"dead candidates",
-     1,
-     150,
-     4,
-     2,
-     48,
-     4,
-     {FULL, WINDOW(20), SINKS(3), DILATED(6, 5)},
-     .coefficients = {{0, 1, 0, 0.5}, {0, 0, 0, 0}}},
-    {"dead candidates' gradients",
-     2,
-     150,
-     4,
-     2,
-     48,
-     4,
-     {FULL, WINDOW(20), SINKS(3), DILATED(6, 5)},
-     .coefficients = {{0, 1, 0, 0.5}, {0, 0, 0, 0}},
-     .dead_gradients = true,
-     .cuts = {50}},
-    {"one dead candidate's gradient",
-     1,
-     40,
-     2,
-     2,
-     8,
-     1,
-     {WINDOW(20)},
-     .coefficients = {{0}, {1}},
-     .dead_gradients = true},
-    {"empty rows beside others",
-     1,
-     90,
-     2,
-     2,
-     8,
-     2,
-     {OFFSET(3), OFFSET(50)},
-     .coefficients = {{1, 0.5}, {1, 1}},
-     .cuts = {40}},
-    {"distant maxima",
-     1,
-     140,
-     2,
-     1,
-     64,
-     3,
-     {WINDOW(9), SINKS(2), OFFSET(20)},
-     .coefficients = {{1, 0.5, -0.5}, {0.5, 1, 0.5}},
-     .magnitude = 60},
-    {"distant maxima, dilated",
-     1,
-     140,
-     2,
-     1,
-     64,
-     3,
-     {WINDOW(3), SINKS(1), DILATED(5, 7)},
-     .coefficients = {{1, 0.5, -0.5}, {0.5, 1, 0}},
-     .magnitude = 60,
-     .dead_gradients = true,
-     .cuts = {70}},
-    {"many columns, not kept", 1, 2300, 1, 1, 8, 2, {FULL, WINDOW(40)}, .coefficients = {{1, 0.5}}, .cuts = {150}},
-};
-enum { CASES = sizeof cases / sizeof *cases };
-
 static const struct ops *open_table(const char *name, int threads, const char *isa) {
     const struct ops *ops;
     CHECK_OK(ops_open(name, &(struct ops_options){.threads = threads, .isa = isa}, &ops));
@@ -290,15 +19,15 @@ static const struct ops *open_table(const char *name, int threads, const char *i
 /* Runs every case on a table against the reference. */
 static void against_reference(const char *table, const char *isa, double tolerance) {
     const struct ops *ops = open_table(table, 2, isa);
-    for (int n = 0; n < CASES; n++) {
+    for (int n = 0; n < attention_case_count; n++) {
         struct attention_arrays expected, found;
-        case_fill(&cases[n], (uint64_t)n, &expected);
-        case_fill(&cases[n], (uint64_t)n, &found);
-        case_reference(&cases[n], &expected);
-        case_run(ops, &cases[n], &found, true);
+        case_fill(&attention_cases[n], (uint64_t)n, &expected);
+        case_fill(&attention_cases[n], (uint64_t)n, &found);
+        case_reference(&attention_cases[n], &expected);
+        case_run(ops, &attention_cases[n], &found, true);
         /* A score's rounding error grows with it. */
-        const double factor = cases[n].magnitude > 0 ? cases[n].magnitude : 1;
-        case_compare(&cases[n], isa ? isa : table, &expected, &found, tolerance * factor);
+        const double factor = attention_cases[n].magnitude > 0 ? attention_cases[n].magnitude : 1;
+        case_compare(&attention_cases[n], isa ? isa : table, &expected, &found, tolerance * factor);
         case_free(&expected);
         case_free(&found);
     }
@@ -437,9 +166,9 @@ static void expect_same_bits(const struct attention_case *row, const char *what,
 static void test_threads(void **state) {
     (void)state;
     static const int counts[] = {2, 3, 5, 16};
-    for (int n = 0; n < CASES; n++) {
+    for (int n = 0; n < attention_case_count; n++) {
         struct attention_arrays one, many;
-        const struct attention_case *row = &cases[n];
+        const struct attention_case *row = &attention_cases[n];
         const struct ops *ops = open_table("cpu", 1, NULL);
         case_fill(row, 7, &one);
         case_run(ops, row, &one, true);
@@ -467,8 +196,8 @@ static void test_threads(void **state) {
 static void test_no_leak(void **state) {
     (void)state;
     const struct ops *ops = open_table("cpu", 2, NULL);
-    for (int n = 0; n < CASES; n++) {
-        const struct attention_case *row = &cases[n];
+    for (int n = 0; n < attention_case_count; n++) {
+        const struct attention_case *row = &attention_cases[n];
         if (row->bidirectional || row->batch > 1) continue;
         struct attention_arrays before;
         case_fill(row, 8, &before);
@@ -562,8 +291,9 @@ static void decode_case(const struct ops *ops, const struct attention_case *row,
 static void test_decode(void **state) {
     (void)state;
     const struct ops *ops = open_table("cpu-f64", 2, NULL);
-    for (int n = 0; n < CASES; n++)
-        if (!cases[n].bidirectional) decode_case(ops, &cases[n], cases[n].length / 20 + 1);
+    for (int n = 0; n < attention_case_count; n++)
+        if (!attention_cases[n].bidirectional)
+            decode_case(ops, &attention_cases[n], attention_cases[n].length / 20 + 1);
     ops->close(ops);
 }
 
