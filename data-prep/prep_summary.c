@@ -94,7 +94,9 @@ static void print_split(FILE *stream, const char *name, const struct prep_option
     count_text(summary->documents[split], documents);
     count_text(summary->tokens[split], tokens);
     if (summary->shards[split] == 0) {
-        fprintf(stream, "%s  no documents\n", name);
+        bool whole = summary->documents[PREP_TRAIN] == 1 && options->valid > 0;
+        fprintf(stream, "%s  no documents%s\n", name,
+                whole ? ": the text is one; --wikitext or --document-separator makes more of it" : "");
         return;
     }
     fprintf(stream, "%s  %s tokens in %s documents: %s-%s-00000.h5", name, tokens, documents, options->out, name);
@@ -107,7 +109,7 @@ enum status prep_print(FILE *stream, const struct prep_options *options, const s
     if (summary->already_done)
         fprintf(stream, "already done: text, tokenizer and settings are the same, every shard verifies\n");
     print_split(stream, "train", options, summary, PREP_TRAIN);
-    print_split(stream, "valid", options, summary, PREP_VALID);
+    if (options->valid > 0) print_split(stream, "valid", options, summary, PREP_VALID);
     count_text(summary->text_bytes, bytes);
     fprintf(stream, "text   %s bytes, %.3f a token\n", bytes, bytes_per_token(summary));
     if (summary->invalid_utf8) {
