@@ -38,9 +38,15 @@ size_t device_scratch_bytes(const struct ops *ops);
 enum status cpu_open(const struct ops_options *options, const struct ops **ops);
 enum status cpu_f64_open(const struct ops_options *options, const struct ops **ops);
 
-/* bf16.c: *done tells whether c was computed (from a and b rounded to bf16, summed in fp32, alpha applied); it is false
- * when this CPU or this build cannot do it faster than fp32. Bias and activation are left to the caller. */
-enum status bf16_gemm(const struct ops *ops, const struct gemm *arguments, bool *done);
+/* Takes rows first … first+rows−1, columns start … start+columns−1 of a product from `part` [rows,columns] into c
+ * (added when accumulate), with bias, pre and activation. */
+typedef void (*bf16_finish)(const struct gemm *arguments, int64_t first, int64_t rows, int64_t start, int64_t columns,
+                            const float *part);
+/* bf16.c: *done tells whether c was computed: a and b rounded to bf16, summed in fp32, `finish` called on every part.
+ * It is false, and c untouched, when this CPU or this build cannot do it faster than fp32. */
+enum status bf16_gemm(const struct ops *ops, const struct gemm *arguments, bf16_finish finish, bool *done);
+/* Drops packed copies of what lies in `bytes` from `block`: that memory is about to be somebody else's. */
+void bf16_forget(struct device *device, const void *block, size_t bytes);
 size_t bf16_bytes(const struct device *device);
 void bf16_close(struct device *device);
 /* "" or e.g. ", bf16 by oneDNN 2.6 (AMX)". */

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 
 #include <cblas.h>
+#include <malloc.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,7 +51,7 @@ enum status device_allocate(const struct ops *ops, size_t bytes, void **block) {
 }
 
 void device_release(const struct ops *ops, void *block) {
-    (void)ops;
+    if (block) bf16_forget(ops->device, block, malloc_usable_size(block));
     free(block);
 }
 

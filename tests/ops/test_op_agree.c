@@ -23,7 +23,23 @@ struct row {
 
 #define OK(call) expect_ok(call, #call)
 
-/* n: rows, columns, depth; flags: 1 transpose a, 2 transpose b, 4 accumulate, 8 bias, 16 gelu and pre; 32 strided. */
+/* Every element rounded to bf16, so that a bf16 product has the fp32 product's inputs. */
+static void round_to_bf16(struct tensor t) {
+    for (int64_t i = 0; i < t.shape[0]; i++) {
+        for (int64_t j = 0; j < t.shape[1]; j++) {
+            int64_t at = i * t.stride[0] + j;
+            float value = t.dtype == DTYPE_F64 ? (float)((double *)t.data)[at] : ((float *)t.data)[at];
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof bits);
+            bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+            memcpy(&value, &bits, sizeof bits);
+            bench_set(t, at, (double)value);
+        }
+    }
+}
+
+/* n: rows, columns, depth; flags: 1 transpose a, 2 transpose b, 4 accumulate, 8 bias, 16 gelu and pre, 32 strided, 64
+ * bf16, 128 constant b. */
 static void run_gemm(struct bench *b, const int64_t *n) {
     int64_t m = n[0], c = n[1], k = n[2], flags = n[3];
     bool ta = flags & 1, tb = flags & 2;
@@ -41,7 +57,12 @@ static void run_gemm(struct bench *b, const int64_t *n) {
         a.pre = bench_columns(b, m, c + pad, pad, c, 1);
         bench_output(b, "pre", a.pre);
     }
+    a.bf16 = flags & 64;
+    a.constant_b = flags & 128;
+    if (a.bf16) round_to_bf16(a.a);
+    if (a.bf16) round_to_bf16(a.b);
     OK(b->ops->gemm(b->ops, &a));
+    if (a.constant_b && !a.accumulate) OK(b->ops->gemm(b->ops, &a)); /* from the packed copy */
     bench_output(b, "c", a.c);
 }
 
@@ -249,6 +270,15 @@ static const struct row rows[] = {
     {"gemm 1x1009x96 bT strided (decode)", run_gemm, {1, 1009, 96, 2 | 32}, 5e-6},
     {"gemm 3x2000x64 bT (decode)", run_gemm, {3, 2000, 64, 2}, 5e-6},
     {"gemm 17x130x257 accumulate (decode)", run_gemm, {17, 130, 257, 4}, 6e-6},
+    {"gemm 16x300x130 strided bias gelu (decode)", run_gemm, {16, 300, 130, 8 | 16 | 32}, 6e-6},
+    {"gemm bf16 129x70x48", run_gemm, {129, 70, 48, 64}, 1e-5},
+    {"gemm bf16 65x1009x33 bT strided bias gelu", run_gemm, {65, 1009, 33, 2 | 8 | 16 | 32 | 64}, 1e-5},
+    {"gemm bf16 333x600x129 aT accumulate strided", run_gemm, {333, 600, 129, 1 | 4 | 32 | 64}, 1e-5},
+    {"gemm bf16 513x130x65 aT bT", run_gemm, {513, 130, 65, 1 | 2 | 64}, 1e-5},
+    {"gemm bf16 300x1100x768 constant", run_gemm, {300, 1100, 768, 64 | 128}, 3e-5},
+    {"gemm bf16 300x1100x768 bT constant bias", run_gemm, {300, 1100, 768, 2 | 8 | 64 | 128}, 3e-5},
+    {"gemm bf16 1x1009x64 constant (decode)", run_gemm, {1, 1009, 64, 2 | 64 | 128}, 1e-5},
+    {"gemm bf16 9x9x9 too small", run_gemm, {9, 9, 9, 64}, 1e-5},
     {"norm layer 1x1", run_norm, {1, 1, 0, 4}, 2e-6},
     {"norm layer 7x48", run_norm, {7, 48, 0, 4}, 4e-6},
     {"norm layer 300x97 delta", run_norm, {300, 97, 0, 1 | 4}, 4e-6},
