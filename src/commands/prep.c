@@ -41,7 +41,8 @@ static enum status read_format(const char *name, enum reader_format *format) {
 static enum status work(const struct prep_options *options, bool json) {
     struct comm *comm = NULL;
     struct prep_summary summary;
-    enum status status = comm_open(NULL, &comm);
+    /* One rank may read standard input, or scan one large file, while the others wait. */
+    enum status status = comm_open(&(struct comm_options){.deadline_s = 6 * 3600.0}, &comm);
     if (status != STATUS_OK) return status;
     int rank = comm_rank(comm);
     struct sigaction action = {.sa_handler = ask_stop, .sa_flags = SA_RESTART};
