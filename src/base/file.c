@@ -104,6 +104,12 @@ enum status file_sync(const char *path) {
 enum status file_publish(const char *temporary, const char *path) {
     enum status status = STATUS_OK;
     char *copy = NULL;
+    struct stat old;
+    /* A rename would put a file in the place of a device or of a whole directory. */
+    if (stat(path, &old) == 0 && !S_ISREG(old.st_mode) && !(S_ISDIR(old.st_mode) && file_is_directory(temporary))) {
+        status = error_set(STATUS_USAGE, "%s: expected a regular file to write, found a device or directory", path);
+        goto done;
+    }
     TRY_GOTO(done, file_sync(temporary));
     TRY_GOTO(done, memory_copy_text(path, &copy));
     if (rename(temporary, path) != 0) {

@@ -210,6 +210,8 @@ static void test_file_faults(void **state) {
     CHECK_STATUS(STATUS_NOT_FOUND, file_write(absent, "x", 1));
     CHECK_STATUS(STATUS_NOT_FOUND, file_sync(absent));
     CHECK_STATUS(STATUS_NOT_FOUND, file_publish(absent, "/tmp/never"));
+    CHECK_STATUS(STATUS_USAGE, file_write(folder, "x", 1)); /* a directory is not replaced */
+    assert_true(file_is_directory(folder));
     CHECK_STATUS(STATUS_IO, file_make_directory(deep));
     CHECK_STATUS(STATUS_IO, file_make_directory("/dev/null/x"));
     CHECK_STATUS(STATUS_IO, file_make_directory("/dev/null"));
