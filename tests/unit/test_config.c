@@ -1,5 +1,6 @@
 /* Recipes: what a good one means, what every wrong one is told, and that the resolved text reads back to the same
  * config. */
+#include "base/file.h"
 #include "config/config.h"
 #include "config/keys.h"
 
@@ -318,6 +319,24 @@ static void test_aliases(void **state) {
     error_clear();
 }
 
+/* Every recipe that comes along reads. */
+static void test_recipes(void **state) {
+    (void)state;
+    const char *source = getenv("SQUINT_SOURCE");
+    char **paths = NULL, pattern[1024];
+    size_t count = 0;
+    if (!source) skip();
+    snprintf(pattern, sizeof pattern, "%s/launch/recipes/*.yaml", source);
+    assert_ok(file_glob(pattern, &paths, &count));
+    for (size_t i = 0; i < count; i++) {
+        struct config c;
+        error_clear();
+        assert_ok(config_read(paths[i], NULL, 0, &c));
+        config_free(&c);
+    }
+    file_free_list(paths, count);
+}
+
 static void test_reference(void **state) {
     (void)state;
     char *text = NULL;
@@ -331,7 +350,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_good),      cmocka_unit_test(test_scratch),   cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_overrides), cmocka_unit_test(test_wrong),     cmocka_unit_test(test_missing_file),
-        cmocka_unit_test(test_aliases),   cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_aliases),   cmocka_unit_test(test_reference), cmocka_unit_test(test_recipes),
     };
     return cmocka_run_group_tests_name("config", tests, NULL, NULL);
 }

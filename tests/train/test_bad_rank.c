@@ -1,0 +1,149 @@
+/* A loss or gradient that is not finite on one rank only: every rank skips the step, says whose fault it was, and ends
+ * with the same bits as the others; a failure on one rank ends all with its message. Under mpirun with 1, 2 and 3
+ * ranks. */
+#include "base/log.h"
+#include "support/check.h"
+#include "train/run.h"
+
+#include "tiny_shards.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { VOCABULARY = 31, T = 8, BATCH = 6 };
+enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_FAIL };
+
+static struct comm *comm;
+static int rank, size;
+static const struct ops *real_ops;
+static struct ops ops;
+static enum deed deed; /* on the last rank */
+static char folder[256];
+
+static enum status spoiled_loss(const struct ops *table, const struct loss_rows *arguments) {
+    enum deed now = rank == size - 1 ? deed : DEED_NONE;
+    if (now == DEED_FAIL) return error_set(STATUS_MEMORY, "no memory for a test");
+    TRY(real_ops->loss_rows(table, arguments));
+    if (now == DEED_GRADIENT) ((float *)arguments->gradient.data)[3] = INFINITY;
+    if (now == DEED_LOSS) ((float *)arguments->ce.data)[0] = NAN;
+    return STATUS_OK;
+}
+
+static void open_all(struct config *config, struct run *run, struct distill *d) {
+    char recipe[2048];
+    snprintf(recipe, sizeof recipe,
+             "run: none\nfrom_scratch: {layers: 1, heads: 2, width: 8}\ndata: {train: %s/s.h5}\n"
+             "stages: [{name: lm, objective: lm, train: all, length: %d, batch: %d, steps: 10, lr: 1e-2}]\n",
+             folder, T, BATCH);
+    CHECK_OK(config_parse("recipe.yaml", recipe, strlen(recipe), NULL, 0, config));
+    CHECK_OK(run_open(config, comm, &ops, NULL, run));
+    struct stage_memory memory;
+    int64_t trained = 0;
+    CHECK_OK(run_start_stage(run, 0, &trained));
+    CHECK_OK(run_measure_stage(run, 0, &memory));
+    *d = (struct distill){.config = config,
+                          .stage = &config->stages[0],
+                          .student = &run->student,
+                          .comm = comm,
+                          .batches = &run->batches};
+    CHECK_OK(stage_open(d, &memory));
+}
+
+/* Every rank holds the same values. */
+static void check_same_values(const struct params *params) {
+    uint64_t hash = 0;
+    CHECK_OK(params_hash(params, &hash));
+    int64_t largest = (int64_t)(hash >> 1), smallest = largest;
+    CHECK_OK(comm_all_reduce(comm, tensor_1d(&largest, DTYPE_I64, 1), COMM_MAX));
+    CHECK_OK(comm_all_reduce(comm, tensor_1d(&smallest, DTYPE_I64, 1), COMM_MIN));
+    assert_true(largest == smallest);
+}
+
+static void test_bad_rank(void **state) {
+    (void)state;
+    struct config config;
+    struct run run;
+    struct distill d;
+    struct step_result result;
+    struct step_settings settings = {.update = 1, .lr = 1e-2};
+    uint64_t before = 0, after = 0;
+    char expected[64];
+    open_all(&config, &run, &d);
+    CHECK_OK(params_hash(&run.student.params, &before));
+    for (deed = DEED_GRADIENT; deed <= DEED_LOSS; deed++) {
+        CHECK_OK(distill_step(&d, &settings, &result));
+        assert_true(result.skipped);
+        snprintf(expected, sizeof expected, deed == DEED_LOSS ? "the loss of rank %d" : "the gradient of wte",
+                 size - 1);
+        if (!strstr(result.fault, expected)) fail_msg("expected \"%s\", found \"%s\"", expected, result.fault);
+        CHECK_OK(params_hash(&run.student.params, &after));
+        assert_true(before == after);
+    }
+    deed = DEED_FAIL;
+    assert_int_equal(distill_step(&d, &settings, &result), STATUS_MEMORY);
+    assert_non_null(strstr(error_message(), "no memory for a test"));
+    error_clear();
+    deed = DEED_NONE;
+    CHECK_OK(distill_step(&d, &settings, &result));
+    assert_false(result.skipped);
+    CHECK_OK(params_hash(&run.student.params, &after));
+    assert_true(before != after && isfinite(result.loss) && result.norm > 0);
+    check_same_values(&run.student.params);
+    stage_close(&d);
+    run_close(&run);
+    run_close(&run);
+    config_free(&config);
+}
+
+/* A recipe that is wrong on one rank alone (its shard cannot be seen there) ends on all. */
+static void test_missing_shard(void **state) {
+    (void)state;
+    struct config config;
+    struct run run;
+    char recipe[2048];
+    snprintf(recipe, sizeof recipe,
+             "run: none\nfrom_scratch: {layers: 1, heads: 2, width: 8}\ndata: {train: %s/%s.h5}\n"
+             "stages: [{name: lm, objective: lm, train: all, length: %d, batch: %d, steps: 10, lr: 1e-2}]\n",
+             folder, rank == size - 1 ? "nothing" : "s", T, BATCH);
+    CHECK_OK(config_parse("recipe.yaml", recipe, strlen(recipe), NULL, 0, &config));
+    assert_int_equal(run_open(&config, comm, &ops, NULL, &run), STATUS_NOT_FOUND);
+    assert_non_null(strstr(error_message(), "nothing.h5"));
+    error_clear();
+    config_free(&config);
+}
+
+static int make_all(void **state) {
+    (void)state;
+    CHECK_OK(comm_open(NULL, &comm));
+    rank = comm_rank(comm);
+    size = comm_size(comm);
+    log_start(rank, true);
+    snprintf(folder, sizeof folder, "%s/squint-bad-rank-%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
+             (int)getppid());
+    CHECK_OK(file_make_directory(folder));
+    if (rank == 0) {
+        char path[300];
+        snprintf(path, sizeof path, "%s/s.h5", folder);
+        tiny_shard(path, VOCABULARY, 7, 1, 400, NULL);
+    }
+    CHECK_OK(comm_barrier(comm));
+    CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &real_ops));
+    ops = *real_ops;
+    ops.loss_rows = spoiled_loss;
+    return 0;
+}
+
+static int remove_all(void **state) {
+    (void)state;
+    real_ops->close(real_ops);
+    (void)comm_barrier(comm);
+    if (rank == 0) (void)file_remove_tree(folder);
+    return comm_close(&comm) == STATUS_OK ? 0 : -1;
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bad_rank), cmocka_unit_test(test_missing_shard)};
+    return cmocka_run_group_tests_name("bad_rank", tests, make_all, remove_all);
+}
