@@ -22,7 +22,7 @@ const struct attention_case attention_cases[] = {
     {"sinks, both directions", 1, 129, 2, 2, 8, 1, {SINKS(40)},
      .coefficients = {{1}, {1}}, .cuts = {10, 12, 70}, .bidirectional = true},
     {"offset", 1, 129, 2, 2, 64, 1, {OFFSET(5)}, .coefficients = {{1}, {1}}, .cuts = {66}},
-    {"offset 0", 1, 40, 2, 2, 8, 1, {OFFSET(1)}, .coefficients = {{1}, {1}}},
+    {"offset 1", 1, 40, 2, 2, 8, 1, {OFFSET(1)}, .coefficients = {{1}, {1}}},
     {"offset beyond T", 1, 40, 2, 2, 8, 1, {OFFSET(40)}, .coefficients = {{1}, {1}}},
     {"offset, both directions", 1, 129, 2, 2, 48, 1, {OFFSET(37)},
      .coefficients = {{1}, {1}}, .cuts = {66}, .bidirectional = true},
