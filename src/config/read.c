@@ -14,7 +14,7 @@ enum { SECTION_KEYS_MAX = 32 };
 void config_node_place(const char *path, const struct config_node *node, char *text, size_t capacity) {
     if (node && node->from) {
         snprintf(text, capacity, "%s", node->from);
-    } else if (node) {
+    } else if (node && node->line > 0) { /* an empty file has no line */
         snprintf(text, capacity, "%s:%d", path, node->line);
     } else {
         snprintf(text, capacity, "%s", path);

@@ -173,14 +173,14 @@ static enum status run_stage(struct trainer *t) {
     return save(t);
 }
 
-/* A model from scratch becomes a directory that can be a teacher. */
-static enum status save_model(struct trainer *t) {
+/* A model from scratch becomes a directory that can be a teacher; one that is there stays, unless this life trained. */
+static enum status save_model(struct trainer *t, bool trained) {
     struct run *run = t->run;
     enum status status = STATUS_OK;
     char *path = NULL;
     if (!run->config->from_scratch) return STATUS_OK;
     TRY(saving_path(run, "model", &path));
-    if (comm_rank(run->comm) == 0) {
+    if (comm_rank(run->comm) == 0 && (trained || !file_exists(path))) {
         struct huggingface_save what = {
             .model = &run->student.config, .params = &run->student.params, .tokenizer = run->config->tokenizer};
         status = file_remove_tree(path); /* of an earlier, shorter run */
@@ -194,10 +194,13 @@ static enum status save_model(struct trainer *t) {
 
 static enum status prepare(struct trainer *t) {
     struct run *run = t->run;
-    bool resumed = false;
+    const char *resume = t->options->resume;
+    bool resumed = false, own = strcmp(resume, "auto") == 0, never = strcmp(resume, "never") == 0;
     t->saved = -1;
+    /* A checkpoint that does not serve is refused before the run's directory is made. */
+    if (!own && !never) TRY(saving_read(run, resume, &t->state, &resumed));
     TRY(saving_lock(run, &t->lock));
-    if (strcmp(t->options->resume, "never") != 0) TRY(saving_read(run, t->options->resume, &t->state, &resumed));
+    if (own) TRY(saving_read(run, resume, &t->state, &resumed));
     if (resumed) t->saved = t->state.total;
     if (!resumed) TRY(saving_set_aside(run));
     TRY(saving_write_config(run));
@@ -223,7 +226,7 @@ static enum status run_all(struct trainer *t) {
         stage_close(&t->distill);
         if (status != STATUS_OK) return status;
     }
-    if (fresh) TRY(save_model(t));
+    TRY(save_model(t, fresh)); /* also after a death between the last checkpoint and the model */
     log_line("done     %s", t->run->config->run);
     return STATUS_OK;
 }
