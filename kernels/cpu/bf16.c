@@ -146,14 +146,31 @@ static size_t round_up(size_t value, size_t to) {
     return (value + to - 1) / to * to;
 }
 
+/* Elements in piece `index` of `all` cut into pieces of `tile`. */
+static int64_t extent(int64_t index, int64_t tile, int64_t all) {
+    return all - index * tile < tile ? all - index * tile : tile;
+}
+
+/* Each task reads whole rows of b: columns of a plain b, taken 64 at a time, would touch every page of it each time. */
 static void pack_all(const struct ops *ops, const struct gemm *a, int64_t depth, int64_t padded, uint16_t *to) {
-    int64_t columns = a->c.shape[1], blocks = (columns + BF16_COLUMNS - 1) / BF16_COLUMNS;
+    int64_t columns = a->c.shape[1], stride = a->b.stride[0];
+    int64_t blocks = (columns + BF16_COLUMNS - 1) / BF16_COLUMNS, slices = padded / BF16_DEPTH;
     const float *b = a->b.data;
+    int64_t tasks = a->transpose_b ? blocks : slices;
 #pragma omp parallel for num_threads(ops->device->threads) if (columns * depth > 1 << 15)
-    for (int64_t block = 0; block < blocks; block++) {
-        int64_t first = block * BF16_COLUMNS, width = columns - first < BF16_COLUMNS ? columns - first : BF16_COLUMNS;
-        bf16_pack_b(b + (a->transpose_b ? first * a->b.stride[0] : first), a->b.stride[0], a->transpose_b, depth, width,
-                    padded, to + first * padded);
+    for (int64_t task = 0; task < tasks; task++) {
+        if (a->transpose_b) {
+            int64_t first = task * BF16_COLUMNS;
+            bf16_pack_b(b + first * stride, stride, true, depth, extent(task, BF16_COLUMNS, columns), padded,
+                        to + first * padded);
+            continue;
+        }
+        int64_t k = task * BF16_DEPTH;
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = block * BF16_COLUMNS;
+            bf16_pack_b(b + k * stride + first, stride, false, extent(task, BF16_DEPTH, depth),
+                        extent(block, BF16_COLUMNS, columns), BF16_DEPTH, to + first * padded + k * BF16_COLUMNS);
+        }
     }
 }
 
@@ -211,10 +228,6 @@ struct plan {
     uint16_t *b;
     size_t a_bytes, c_bytes, scratch_bytes; /* of one thread */
 };
-
-static int64_t extent(int64_t index, int64_t tile, int64_t all) {
-    return all - index * tile < tile ? all - index * tile : tile;
-}
 
 /* *can: oneDNN has a primitive for every tile. */
 static enum status make_plan(const struct ops *ops, const struct gemm *a, struct plan *plan, bool *can) {

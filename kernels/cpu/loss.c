@@ -20,18 +20,27 @@ struct row {
 /* Partial sums over this many elements are kept in `real`, their sum in double. */
 enum { SUM_BLOCK = 512 };
 
-static void sum_student(const struct row *row, real inverse, bool surprise, struct row_sums *sums) {
+/* keep, when not NULL: receives e_s; it may be the row itself. */
+static void sum_student(const struct row *row, real inverse, bool surprise, real *keep, struct row_sums *sums) {
+    const real centre = row->student_max;
     for (int64_t first = 0; first < row->width; first += SUM_BLOCK) {
         int64_t n = row->width - first < SUM_BLOCK ? row->width - first : SUM_BLOCK;
         const real *s = row->student + first;
-        const real centre = row->student_max;
         real total = 0, weighted = 0;
         if (surprise) {
-#pragma omp simd reduction(+ : total, weighted)
+#pragma omp simd reduction(+ : weighted)
             for (int64_t i = 0; i < n; i++) {
                 real x = (s[i] - centre) * inverse, e = real_exp(x);
-                total += e;
                 weighted += e > 0 ? e * x : 0;
+            }
+        }
+        if (keep) {
+            real *out = keep + first;
+#pragma omp simd reduction(+ : total)
+            for (int64_t i = 0; i < n; i++) {
+                real e = real_exp((s[i] - centre) * inverse);
+                total += e;
+                out[i] = e;
             }
         } else {
 #pragma omp simd reduction(+ : total)
@@ -42,20 +51,12 @@ static void sum_student(const struct row *row, real inverse, bool surprise, stru
     }
 }
 
-static void sum_both(const struct row *row, real inverse, bool reverse, struct row_sums *sums) {
+static void sum_both(const struct row *row, real inverse, bool reverse, real *keep, struct row_sums *sums) {
     const real student_max = row->student_max, teacher_max = row->teacher_max;
     for (int64_t first = 0; first < row->width; first += SUM_BLOCK) {
         int64_t n = row->width - first < SUM_BLOCK ? row->width - first : SUM_BLOCK;
         const real *s = row->student + first, *t = row->teacher + first;
         real student = 0, teacher = 0, forward = 0, backward = 0;
-#pragma omp simd reduction(+ : student, teacher, forward)
-        for (int64_t i = 0; i < n; i++) {
-            real x = (s[i] - student_max) * inverse, y = (t[i] - teacher_max) * inverse;
-            real es = real_exp(x), et = real_exp(y);
-            student += es;
-            teacher += et;
-            forward += et > 0 ? et * (y - x) : 0;
-        }
         if (reverse) {
 #pragma omp simd reduction(+ : backward)
             for (int64_t i = 0; i < n; i++) {
@@ -64,10 +65,34 @@ static void sum_both(const struct row *row, real inverse, bool reverse, struct r
                 backward += es > 0 ? es * (x - y) : 0;
             }
         }
+        real unkept[SUM_BLOCK], *out = keep ? keep + first : unkept;
+#pragma omp simd reduction(+ : student, teacher, forward)
+        for (int64_t i = 0; i < n; i++) {
+            real x = (s[i] - student_max) * inverse, y = (t[i] - teacher_max) * inverse;
+            real es = real_exp(x), et = real_exp(y);
+            student += es;
+            teacher += et;
+            forward += et > 0 ? et * (y - x) : 0;
+            out[i] = es;
+        }
         sums->student += (double)student;
         sums->teacher += (double)teacher;
         sums->forward += (double)forward;
         sums->reverse += (double)backward;
+    }
+}
+
+/* The same as write_gradient at temperature 1, from the e_s that `gradient` holds. */
+static void finish_gradient(const struct row *row, const struct row_sums *sums, double kl, double ce, real *gradient) {
+    const real teacher_max = row->teacher_max, of_q = (real)((kl + ce) / sums->student), *t = row->teacher;
+    const int64_t width = row->width;
+    if (kl != 0) {
+        const real of_p = (real)(kl / sums->teacher);
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) gradient[i] = of_q * gradient[i] - of_p * real_exp(t[i] - teacher_max);
+    } else {
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) gradient[i] *= of_q;
     }
 }
 
@@ -77,13 +102,7 @@ static void write_gradient(const struct row *row, const struct row_sums *tempere
     const real student_max = row->student_max, teacher_max = row->teacher_max;
     const real *s = row->student, *t = row->teacher;
     const int64_t width = row->width;
-    if (kl != 0 && inverse == 1) {
-        const real of_q = (real)((kl + ce) / tempered->student), of_p = (real)(kl / tempered->teacher);
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            gradient[i] = of_q * real_exp(s[i] - student_max) - of_p * real_exp(t[i] - teacher_max);
-        }
-    } else if (kl != 0) {
+    if (kl != 0) {
         const real of_q = (real)(kl / tempered->student), of_p = (real)(kl / tempered->teacher);
         const real of_plain = ce != 0 ? (real)(ce / plain->student) : 0;
 #pragma omp simd
@@ -119,10 +138,10 @@ static void ignore_row(const struct loss_rows *a, int64_t r, int64_t width) {
 /* Sums at temperature 1, for the outputs that have no temperature. */
 static void sum_plain(const struct loss_rows *a, const struct row *row, struct row_sums *sums) {
     bool both = tensor_present(a->reverse_kl) || tensor_present(a->teacher_ce);
-    if (both) sum_both(row, 1, tensor_present(a->reverse_kl), sums);
+    if (both) sum_both(row, 1, tensor_present(a->reverse_kl), NULL, sums);
     if (!both || tensor_present(a->entropy)) {
         sums->student = 0;
-        sum_student(row, 1, tensor_present(a->entropy), sums);
+        sum_student(row, 1, tensor_present(a->entropy), NULL, sums);
     }
 }
 
@@ -141,12 +160,22 @@ static void loss_row(const struct loss_rows *a, int64_t r) {
         row.teacher = real_data(a->teacher) + r * width;
         row.teacher_max = real_row_max(row.teacher, width);
     }
+    if (tensor_present(a->agree)) {
+        int64_t best = first_equal(row.student, row.student_max, width);
+        store(a->agree, r, best == first_equal(row.teacher, row.teacher_max, width));
+    }
+    const double target_logit = target >= 0 ? (double)(row.student[target] - row.student_max) : 0;
     struct row_sums tempered = {0}, plain = {0};
-    bool divergence = tensor_present(a->kl) || (tensor_present(a->gradient) && a->kl_weight != 0);
-    if (divergence) sum_both(&row, inverse, false, &tempered);
-    bool needs_more = tensor_present(a->reverse_kl) || tensor_present(a->entropy);
-    if (divergence && inverse == 1 && !needs_more)
+    real *gradient = tensor_present(a->gradient) ? real_data(a->gradient) + r * width : NULL;
+    bool divergence = tensor_present(a->kl) || (gradient && a->kl_weight != 0);
+    bool eval = tensor_present(a->reverse_kl) || tensor_present(a->entropy) || tensor_present(a->teacher_ce);
+    /* At temperature 1 the exponentials of the sums serve the gradient too: they wait in its place. */
+    bool keep = gradient && inverse == 1 && !eval;
+    if (divergence) sum_both(&row, inverse, false, keep ? gradient : NULL, &tempered);
+    if (divergence && inverse == 1 && !eval)
         plain = tempered;
+    else if (keep)
+        sum_student(&row, 1, false, gradient, &plain);
     else
         sum_plain(a, &row, &plain);
 
@@ -158,19 +187,16 @@ static void loss_row(const struct loss_rows *a, int64_t r) {
     store(a->reverse_kl, r, plain.reverse / plain.student + log_teacher - log_student);
     store(a->entropy, r, log_student - plain.surprise / plain.student);
     if (target >= 0) {
-        store(a->ce, r, log_student - (double)(row.student[target] - row.student_max));
+        store(a->ce, r, log_student - target_logit);
         if (row.teacher) store(a->teacher_ce, r, log_teacher - (double)(row.teacher[target] - row.teacher_max));
     }
-    if (tensor_present(a->agree)) {
-        int64_t best = first_equal(row.student, row.student_max, width);
-        store(a->agree, r, best == first_equal(row.teacher, row.teacher_max, width));
-    }
-    if (tensor_present(a->gradient)) {
-        real *gradient = real_data(a->gradient) + r * width;
-        double ce = a->scale * a->ce_weight;
-        write_gradient(&row, &tempered, &plain, inverse, a->scale * a->kl_weight * temperature, ce, gradient);
-        if (ce != 0) gradient[target] -= (real)ce;
-    }
+    if (!gradient) return;
+    double kl_factor = a->scale * a->kl_weight * temperature, ce_factor = a->scale * a->ce_weight;
+    if (keep)
+        finish_gradient(&row, &plain, kl_factor, ce_factor, gradient);
+    else
+        write_gradient(&row, &tempered, &plain, inverse, kl_factor, ce_factor, gradient);
+    if (ce_factor != 0) gradient[target] -= (real)ce_factor;
 }
 
 enum status NAME(loss_rows)(const struct ops *ops, const struct loss_rows *a) {
@@ -191,7 +217,7 @@ enum status NAME(log_softmax)(const struct ops *ops, struct tensor x, struct ten
         struct row row = {.student = real_data(x) + r * width, .width = width};
         row.student_max = real_row_max(row.student, width);
         struct row_sums sums = {0};
-        sum_student(&row, 1, false, &sums);
+        sum_student(&row, 1, false, NULL, &sums);
         const real shift = row.student_max, log_sum = (real)log(sums.student);
         real *out = real_data(y) + r * width;
 #pragma omp simd
