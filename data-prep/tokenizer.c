@@ -17,12 +17,16 @@ void token_buffer_free(struct token_buffer *buffer) {
     *buffer = (struct token_buffer){0};
 }
 
+static int hex_digit(char digit) {
+    if (digit >= '0' && digit <= '9') return digit - '0';
+    return digit >= 'A' && digit <= 'F' ? digit - 'A' + 10 : -1;
+}
+
 /* <0x00> to <0xFF>: the byte; -1: another token. */
 static int fallback_byte(const char *token, size_t length) {
-    static const char digits[] = "0123456789ABCDEF";
     if (length != 6 || memcmp(token, "<0x", 3) != 0 || token[5] != '>') return -1;
-    const char *high = memchr(digits, token[3], 16), *low = memchr(digits, token[4], 16);
-    return high && low ? (int)((high - digits) * 16 + (low - digits)) : -1;
+    int high = hex_digit(token[3]), low = hex_digit(token[4]);
+    return high < 0 || low < 0 ? -1 : 16 * high + low;
 }
 
 static void find_byte_tokens(struct tokenizer *t) {

@@ -129,7 +129,7 @@ static enum status read_behavior(const struct part *part, enum split_behavior *b
 }
 
 static enum status read_split(const struct part *part, struct pre_step *step) {
-    const char *text = NULL;
+    const char *text = "";
     bool literal = false;
     TRY(read_pattern(part, &text, &literal));
     TRY(read_behavior(part, &step->behavior));
