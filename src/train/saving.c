@@ -95,6 +95,7 @@ enum status saving_read(struct run *run, const char *which, struct train_state *
     enum status status = STATUS_OK;
     *found = false;
     if (strcmp(which, "auto") == 0) {
+        TRY(checkpoint_clean(run->comm, run->config->run));
         status = checkpoint_find(run->comm, run->config->run, &path);
         if (status == STATUS_NOT_FOUND) {
             error_clear();

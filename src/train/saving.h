@@ -27,8 +27,9 @@ enum status saving_read(struct run *run, const char *which, struct train_state *
  * process holds it. */
 enum status saving_lock(const struct run *run, int *lock);
 void saving_unlock(int *lock);
-/* A run that begins anew: checkpoints and metrics of an earlier one become checkpoints.old and metrics.old.jsonl. */
-enum status saving_set_aside(const struct run *run);
+/* What a run leaves that begins anew or from a given path: checkpoints become checkpoints.old and, with `metrics`,
+ * metrics.jsonl metrics.old.jsonl. */
+enum status saving_set_aside(const struct run *run, bool metrics);
 /* Writes config.yaml, the recipe as it was resolved. */
 enum status saving_write_config(const struct run *run);
 /* "run/name" in fresh memory. */

@@ -64,11 +64,11 @@ done:
     return status;
 }
 
-enum status saving_set_aside(const struct run *run) {
+enum status saving_set_aside(const struct run *run, bool metrics) {
     enum status status = STATUS_OK;
     if (comm_rank(run->comm) == 0) {
         status = set_aside(run, "checkpoints", "checkpoints.old");
-        KEEP_FIRST(status, set_aside(run, "metrics.jsonl", "metrics.old.jsonl"));
+        if (metrics) KEEP_FIRST(status, set_aside(run, "metrics.jsonl", "metrics.old.jsonl"));
     }
     return comm_agree(run->comm, status);
 }

@@ -192,6 +192,14 @@ static enum status save_model(struct trainer *t, bool trained) {
     return status;
 }
 
+static enum status keep_log(const struct run *run) {
+    char *path = NULL;
+    TRY(saving_path(run, "log", &path));
+    log_keep(path);
+    free(path);
+    return STATUS_OK;
+}
+
 static enum status prepare(struct trainer *t) {
     struct run *run = t->run;
     const char *resume = t->options->resume;
@@ -200,14 +208,11 @@ static enum status prepare(struct trainer *t) {
     /* A checkpoint that does not serve is refused before the run's directory is made. */
     if (!own && !never) TRY(saving_read(run, resume, &t->state, &resumed));
     TRY(saving_lock(run, &t->lock));
+    TRY(keep_log(run));
     if (own) TRY(saving_read(run, resume, &t->state, &resumed));
-    if (resumed) t->saved = t->state.total;
-    if (!resumed) TRY(saving_set_aside(run));
+    if (own && resumed) t->saved = t->state.total;
+    if (!own || !resumed) TRY(saving_set_aside(run, !resumed));
     TRY(saving_write_config(run));
-    char *log = NULL;
-    TRY(saving_path(run, "log", &log));
-    log_keep(log);
-    free(log);
     TRY(run_measure_peak(run->ops, run->config->precision == PRECISION_BF16, &run->peak_flops));
     TRY(comm_all_reduce(run->comm, tensor_1d(&run->peak_flops, DTYPE_F64, 1), COMM_SUM));
     record_announce(run);
@@ -215,7 +220,9 @@ static enum status prepare(struct trainer *t) {
         log_line("resume   from step %lld%s", (long long)t->state.total,
                  t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
     }
-    return record_open(run, t->state.total, resumed, &t->record);
+    TRY(record_open(run, t->state.total, resumed, &t->record));
+    /* From a path: a checkpoint here at once, so that the next life goes on from it and not from the beginning. */
+    return resumed ? save(t) : STATUS_OK;
 }
 
 static enum status run_all(struct trainer *t) {

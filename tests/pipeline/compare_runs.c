@@ -28,8 +28,8 @@ static int compare_steps(const char *a, const char *b, double tolerance) {
         const double *x = metrics_column(&table[0], names[n]), *y = metrics_column(&table[1], names[n]);
         for (int64_t i = 0; x && y && i < table[0].line_count; i++) {
             if (x[i] == y[i]) continue;
-            /* Below 1e-3 a divergence is a difference of fp32 logarithms, good to about 1e-8 whatever its size. */
-            double scale = tolerance > 0 ? fmax(fabs(x[i]), 1e-3) : 1, off = fabs(x[i] - y[i]) / scale;
+            /* A divergence near 0 is what is left of fp32 logarithms, good to about 1e-7 whatever its size. */
+            double scale = tolerance > 0 ? fmax(fabs(x[i]), 1e-2) : 1, off = fabs(x[i] - y[i]) / scale;
             if (strcmp(names[n], "grad_norm") == 0) off /= 10; /* a sum of many small differences of both signs */
             if (off > worst) worst = off;
             if (off <= tolerance) continue;
