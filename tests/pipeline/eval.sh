@@ -17,7 +17,7 @@ between() { awk -v x="$2" -v low="$3" -v high="$4" 'BEGIN { exit !(x >= low && x
 
 # --- the same corpus at any number of ranks ---
 for ranks in 1 2 3; do
-  must mpirun -np $ranks --oversubscribe "$squint" generate --model "$data" --samples 24 --length 385 --batch 5 --valid 0.25 --seed 9 --threads 1 --out corpus$ranks
+  must mpirun -np $ranks --oversubscribe "$squint" generate --model "$data" --samples 13 --length 385 --batch 3 --valid 0.3 --seed 9 --threads 1 --out corpus$ranks
 done
 for part in train valid; do
   cmp corpus1-$part-00000.h5 corpus2-$part-00000.h5 || fail "$part: 1 and 2 ranks differ"
@@ -38,16 +38,13 @@ stages:
 RECIPE
 must "$squint" train recipe.yaml
 evaluate() { must mpirun -np "$1" --oversubscribe "$squint" eval --data corpus1-valid-00000.h5 --length 384 --documents --batch 2 --threads 1 --json "$2" "${@:3}"; }
-evaluate 1 one.json --model run --ladder
+evaluate 1 one.json --model run
+"$squint" eval --model run --data corpus1-valid-00000.h5 --length 100 --sequences 2 --no-baselines --ladder --json ladder.json >out 2>log
 # The cost rung is a time, and this machine may be busy; the other rungs must hold.
-awk '/"name": "cost"/ { exit } /"result"/' one.json | grep -q fail && fail "a rung of the ladder: $(cat out)"
-[ "$(awk '/"ladder"/ { l = 1 } l' one.json | grep -c '"result": "pass"')" -ge 4 ] || fail "fewer than 4 rungs pass"
+awk '/"name": "cost"/ { exit } /"result"/' ladder.json | grep -q fail && fail "a rung of the ladder: $(cat out)"
+[ "$(awk '/"ladder"/ { l = 1 } l' ladder.json | grep -c '"result": "pass"')" -ge 4 ] || fail "fewer than 4 rungs pass"
 evaluate 2 two.json --model run
-evaluate 1 three.json --model run
-cmp two.json three.json || fail "eval: 1 and 2 ranks differ"
-for key in kl ce density agreement reverse_kl entropy; do
-  [ "$(figure student $key one.json)" = "$(figure student $key two.json)" ] || fail "$key differs between ranks"
-done
+cmp one.json two.json || fail "eval: 1 and 2 ranks differ"
 [ "$(figure student kl one.json)" != "$(figure untrained kl one.json)" ] || fail "training changed nothing"
 # Known of this model, untrained, over other samples: a window of 32 gives KL .102, none at all 3.62.
 between "teacher's perplexity" "$(figure teacher perplexity one.json)" 3 5
