@@ -1,6 +1,6 @@
 /* Ranks talking to each other. The caller does not know over what: MPI for host memory, NCCL for device memory.
- * Every collective must be called by every rank, in the same order. Each has a deadline: when another rank does not come,
- * the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step). */
+ * Every collective must be called by every rank, in the same order. Each has a deadline: when another rank does not
+ * come, the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step). */
 #ifndef SQUINT_COMM_COMM_H
 #define SQUINT_COMM_COMM_H
 
@@ -17,8 +17,8 @@ struct comm_options {
 
 /* Starts MPI, when no launcher is there with one rank, and makes *comm over all ranks. One call a process. */
 enum status comm_open(const struct comm_options *options, struct comm **comm);
-/* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in parallel
- * and for tests. */
+/* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in
+ * parallel and for tests. */
 enum status comm_open_single(struct comm **comm);
 /* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
 enum status comm_close(struct comm **comm);
@@ -29,11 +29,11 @@ int comm_rank(const struct comm *comm);
 int comm_size(const struct comm *comm);
 int comm_node_rank(const struct comm *comm); /* rank among the ranks of this machine */
 int comm_node_size(const struct comm *comm);
-const char *comm_describe(const struct comm *comm); /* e.g. "Open MPI 4.1.4" */
+const char *comm_describe(const struct comm *comm);  /* e.g. "Open MPI 4.1.4" */
 void comm_set_step(struct comm *comm, int64_t step); /* named in messages */
 
-/* Element-wise over the ranks, in place. data: contiguous, any length, F32, F64, I32, I64 (or U8 for broadcast and gather).
- * The result has the same bits on every rank. */
+/* Element-wise over the ranks, in place. data: contiguous, any length, F32, F64, I32, I64 (or U8 for broadcast and
+ * gather). The result has the same bits on every rank. */
 enum status comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce);
 /* input: size·n elements, output: n; rank r gets the reduced r-th part. No overlap. */
 enum status comm_reduce_scatter(struct comm *comm, struct tensor input, struct tensor output, enum comm_reduce reduce);
@@ -47,11 +47,13 @@ enum status comm_exclusive_scan(struct comm *comm, int64_t *value);
 /* Ends when every rank is there, or at the deadline. */
 enum status comm_barrier(struct comm *comm);
 
-/* A reduction that runs while the caller works. Start in the same order on every rank, end each before its data is read. */
+/* A reduction that runs while the caller works. Start in the same order on every rank, end each before its data is
+ * read. */
 struct comm_request {
     void *handle[2];
 };
-enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce, struct comm_request *request);
+enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
+                                  struct comm_request *request);
 enum status comm_all_reduce_end(struct comm *comm, struct comm_request *request);
 
 /* Every rank passes its own status; every rank gets the worst of all. The message of the lowest rank that had the worst

@@ -13,6 +13,7 @@ enum comm_collective {
     COMM_SEND_RECEIVE,
     COMM_BARRIER,
 };
+enum { COMM_COLLECTIVES = COMM_BARRIER + 1 };
 
 /* One collective under way. comm.c fills in the first group and owns the memory; the rest is the backend's. */
 struct comm_operation {

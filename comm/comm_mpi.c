@@ -37,8 +37,10 @@ struct mpi {
 /* The transfers of an operation: requests[i] with rank peers[i]. */
 struct transfers {
     MPI_Request *requests;
-    int *peers;     /* −1−rank marks a send */
-    int *completed; /* MPI_Testsome's output */
+    int *peers; /* −1−rank marks a send */
+    int *bytes;
+    int *completed; /* MPI_Testsome's output, as are the statuses */
+    MPI_Status *statuses;
 };
 
 static enum status mpi_failure(const struct comm *comm, const char *name, int code) {
@@ -66,7 +68,9 @@ static enum status make_room(struct comm_operation *operation) {
     size_t capacity = (size_t)operation->message_capacity * 2 + 8;
     TRY(memory_grow(&transfers->requests, capacity, sizeof *transfers->requests, "messages"));
     TRY(memory_grow(&transfers->peers, capacity, sizeof *transfers->peers, "messages"));
+    TRY(memory_grow(&transfers->bytes, capacity, sizeof *transfers->bytes, "messages"));
     TRY(memory_grow(&transfers->completed, capacity, sizeof *transfers->completed, "messages"));
+    TRY(memory_grow(&transfers->statuses, capacity, sizeof *transfers->statuses, "messages"));
     operation->message_capacity = (int)capacity;
     return STATUS_OK;
 }
@@ -75,22 +79,23 @@ static enum status make_room(struct comm_operation *operation) {
 static enum status post(struct comm *comm, struct comm_operation *operation, bool sends, int peer, void *data,
                         size_t bytes) {
     struct mpi *mpi = comm->state;
-    char *at = data;
-    for (size_t done = 0; done < bytes || done == 0;) {
+    size_t done = 0;
+    do {
         size_t part = bytes - done < comm->message_bytes ? bytes - done : comm->message_bytes;
         TRY(make_room(operation));
         struct transfers *transfers = operation->messages;
         MPI_Request *request = &transfers->requests[operation->message_count];
+        char *at = data ? (char *)data + done : NULL;
         int tag = (int)operation->tag;
         if (sends) {
-            TRY_MPI(comm, operation->name, MPI_Isend(at + done, (int)part, MPI_BYTE, peer, tag, mpi->world, request));
+            TRY_MPI(comm, operation->name, MPI_Isend(at, (int)part, MPI_BYTE, peer, tag, mpi->world, request));
         } else {
-            TRY_MPI(comm, operation->name, MPI_Irecv(at + done, (int)part, MPI_BYTE, peer, tag, mpi->world, request));
+            TRY_MPI(comm, operation->name, MPI_Irecv(at, (int)part, MPI_BYTE, peer, tag, mpi->world, request));
         }
-        transfers->peers[operation->message_count++] = sends ? -1 - peer : peer;
+        transfers->peers[operation->message_count] = sends ? -1 - peer : peer;
+        transfers->bytes[operation->message_count++] = (int)part;
         done += part;
-        if (bytes == 0) break;
-    }
+    } while (done < bytes);
     return STATUS_OK;
 }
 
@@ -229,8 +234,9 @@ static enum status post_broadcast(struct comm *comm, struct comm_operation *oper
 static enum status mpi_start(struct comm *comm, struct comm_operation *operation) {
     struct mpi *mpi = comm->state;
     /* Operations overlap, and their second phases begin whenever the first is over: a tag of its own keeps each one's
-     * messages apart. Starting in the same order gives all ranks the same tags. */
-    operation->tag = mpi->next_tag;
+     * messages apart. Starting in the same order gives all ranks the same tags. The collective is part of the tag, so
+     * that ranks that are out of step wait for their deadline rather than take one collective's bytes for another's. */
+    operation->tag = mpi->next_tag * COMM_COLLECTIVES + operation->collective;
     mpi->next_tag = (mpi->next_tag + 1) % mpi->tag_count;
     operation->message_count = 0;
     operation->phase = PHASE_ONLY;
@@ -294,6 +300,17 @@ static enum status next_phase(struct comm *comm, struct comm_operation *operatio
     return STATUS_OK;
 }
 
+/* MPI takes a message that is shorter than expected for a good one. */
+static enum status check_length(const struct comm *comm, const struct comm_operation *operation, int outcome) {
+    const struct transfers *transfers = operation->messages;
+    int message = transfers->completed[outcome], peer = transfers->peers[message], found = 0;
+    if (peer < 0) return STATUS_OK;
+    TRY_MPI(comm, operation->name, MPI_Get_count(&transfers->statuses[outcome], MPI_BYTE, &found));
+    if (found == transfers->bytes[message]) return STATUS_OK;
+    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank, operation->name,
+                     transfers->bytes[message], peer, found);
+}
+
 static enum status mpi_poll(struct comm *comm, struct comm_operation *operation, bool *done, bool *moved) {
     *done = *moved = false;
     while (operation->phase != PHASE_DONE) {
@@ -302,8 +319,9 @@ static enum status mpi_poll(struct comm *comm, struct comm_operation *operation,
         if (operation->message_count > 0) {
             TRY_MPI(comm, operation->name,
                     MPI_Testsome(operation->message_count, transfers->requests, &outcome, transfers->completed,
-                                 MPI_STATUSES_IGNORE));
+                                 transfers->statuses));
             all = outcome == MPI_UNDEFINED;
+            for (int i = 0; !all && i < outcome; i++) TRY(check_length(comm, operation, i));
         }
         if (!all && outcome == 0) return STATUS_OK;
         *moved = true;
@@ -341,7 +359,9 @@ static void mpi_free_operation(struct comm_operation *operation) {
     if (transfers) {
         free(transfers->requests);
         free(transfers->peers);
+        free(transfers->bytes);
         free(transfers->completed);
+        free(transfers->statuses);
     }
     free(transfers);
     free(operation->scratch);
@@ -404,7 +424,7 @@ static enum status describe_world(struct comm *comm, struct mpi *mpi) {
     TRY_MPI(comm, "starting MPI", MPI_Comm_size(node, &comm->node_size));
     TRY_MPI(comm, "starting MPI", MPI_Comm_free(&node));
     TRY_MPI(comm, "starting MPI", MPI_Comm_get_attr(mpi->world, MPI_TAG_UB, &tag_limit, &found));
-    mpi->tag_count = found && *tag_limit > 0 ? (uint32_t)*tag_limit : 32767;
+    mpi->tag_count = (found && *tag_limit > 0 ? (uint32_t)*tag_limit : 32767) / COMM_COLLECTIVES;
     return STATUS_OK;
 }
 

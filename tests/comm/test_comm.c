@@ -233,7 +233,7 @@ static void test_rank_order(void **state) {
 
 /* Limits made small: every loop over pieces and over messages beyond MPI's int counts runs. */
 static void test_small_limits(void **state) {
-    rows = 8;
+    rows = 6;
     comm->piece_bytes = 1000;
     comm->message_bytes = 37;
     comm->direct_bytes = 64;

@@ -1,4 +1,5 @@
-/* The last rank comes late: the others end with a message that names it, and every later collective is refused. */
+/* Ranks that come late, or are elsewhere in the program: the others end with a message that names them, and every later
+ * collective is refused. */
 #include "base/log.h"
 #include "comm/comm.h"
 #include "comm/comm_internal.h"
@@ -19,6 +20,13 @@ static void sleep_s(double seconds) {
     nanosleep(
         &(struct timespec){.tv_sec = (time_t)seconds, .tv_nsec = (long)(1e9 * (seconds - (double)(time_t)seconds))},
         NULL);
+}
+
+static void mend(void) {
+    /* Only here, so that MPI can be ended in order: the ranks are in step again. */
+    comm->faulted = false;
+    given_up = comm->active;
+    comm->active = NULL;
 }
 
 static void test_late(void **state) {
@@ -45,10 +53,41 @@ static void test_late(void **state) {
         assert_non_null(strstr(error_message(), "an earlier collective failed"));
         error_clear();
         sleep_s(2);
-        /* Only here, so that MPI can be ended in order: the ranks are in step again. */
-        comm->faulted = false;
-        given_up = comm->active;
-        comm->active = NULL;
+        mend();
+    }
+    comm->deadline_s = 60;
+}
+
+/* Ranks that are not at the same place in the program: each names what it misses, none takes the other's bytes. */
+static void test_out_of_step(void **state) {
+    (void)state;
+    float x[4] = {1, 2, 3, 4};
+    int64_t y = 0;
+    int rank = comm_rank(comm);
+    assert_int_equal(comm_barrier(comm), STATUS_OK);
+    comm->deadline_s = 0.5;
+    if (rank == 0) {
+        assert_int_equal(comm_barrier(comm), STATUS_COMM);
+        assert_non_null(strstr(error_message(), "barrier at step 12: waited 0.5 s for rank 1"));
+    } else {
+        assert_int_equal(comm_all_reduce(comm, tensor_1d(x, DTYPE_F32, 4), COMM_SUM), STATUS_COMM);
+        assert_non_null(strstr(error_message(), "all_reduce at step 12: waited 0.5 s for rank 0"));
+        assert_true(x[0] == 1 && x[3] == 4);
+    }
+    error_clear();
+    comm->deadline_s = 60;
+    mend();
+    /* The same collective with other lengths. */
+    assert_int_equal(comm_barrier(comm), STATUS_OK);
+    comm->deadline_s = 0.5;
+    assert_int_equal(rank == 0   ? comm_send_receive(comm, tensor_1d(x, DTYPE_F32, 1), 1, tensor_none(), -1)
+                     : rank == 1 ? comm_send_receive(comm, tensor_none(), -1, tensor_1d(&y, DTYPE_I64, 1), 0)
+                                 : comm_send_receive(comm, tensor_none(), -1, tensor_none(), -1),
+                     rank == 1 ? STATUS_COMM : STATUS_OK);
+    if (rank == 1) {
+        assert_non_null(strstr(error_message(), "rank 1: send_receive: expected 8 bytes from rank 0, found 4"));
+        error_clear();
+        mend();
     }
     comm->deadline_s = 60;
 }
@@ -61,7 +100,7 @@ int main(void) {
     comm->deadline_s = 60; /* of the barrier that lines the ranks up */
     if (comm_barrier(comm) != STATUS_OK) return 1;
     comm->deadline_s = 0.5;
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_late)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_late), cmocka_unit_test(test_out_of_step)};
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     return comm_close(&comm) != STATUS_OK || failures;
 }
