@@ -212,7 +212,7 @@ static enum status walk(struct config_node *root, const char *word, char *path, 
     struct config_node *parent = NULL, *node = root;
     char *rest = NULL;
     for (char *part = strtok_r(path, ".", &rest); part; part = strtok_r(NULL, ".", &rest)) {
-        struct config_node *child = NULL;
+        struct config_node *child = node;
         TRY(descend(node, word, part, &child));
         parent = node;
         node = child;

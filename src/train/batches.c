@@ -26,7 +26,7 @@ static enum status append_paths(char *const *patterns, size_t pattern_count, cha
         *count += found_count;
         free(found);
     }
-    qsort(*paths, *count, sizeof **paths, compare_paths);
+    if (*count > 1) qsort(*paths, *count, sizeof **paths, compare_paths);
     return STATUS_OK;
 }
 

@@ -74,10 +74,8 @@ static enum status open_data(struct run *run, const struct run_options *options)
 static enum status check_vocabulary(const struct run *run, int64_t vocabulary, const char *whose) {
     int64_t train = batches_vocabulary(&run->batches);
     int64_t valid = run->has_valid ? windows_vocabulary(&run->valid) : 0;
-    const struct shard *shard = train > vocabulary ? &run->batches.shards[0]
-                                : run->has_valid   ? &run->valid.shards[0]
-                                                   : NULL;
     if (train <= vocabulary && valid <= vocabulary) return STATUS_OK;
+    const struct shard *shard = train > vocabulary ? &run->batches.shards[0] : &run->valid.shards[0];
     return error_set(STATUS_USAGE, "%s: vocabulary: expected at most the %lld of %s, found %lld (tokenizer %s)",
                      shard->path, (long long)vocabulary, whose, (long long)(train > vocabulary ? train : valid),
                      shard->info.tokenizer_name);
