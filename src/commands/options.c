@@ -1,5 +1,6 @@
 /* Reads a command line into variables; see command.h. */
 #include "base/memory.h"
+#include "base/text.h"
 #include "commands/command.h"
 
 #include <errno.h>
@@ -17,28 +18,11 @@ void options_free(struct option_list *list) {
     *list = (struct option_list){0};
 }
 
-static size_t edit_distance(const char *a, const char *b) {
-    size_t rows = strlen(a), columns = strlen(b);
-    size_t previous[64], current[64];
-    if (rows >= 64 || columns >= 64) return 64;
-    for (size_t j = 0; j <= columns; j++) previous[j] = j;
-    for (size_t i = 1; i <= rows; i++) {
-        current[0] = i;
-        for (size_t j = 1; j <= columns; j++) {
-            size_t change = previous[j - 1] + (a[i - 1] != b[j - 1]);
-            size_t skip = (previous[j] < current[j - 1] ? previous[j] : current[j - 1]) + 1;
-            current[j] = change < skip ? change : skip;
-        }
-        memcpy(previous, current, (columns + 1) * sizeof *previous);
-    }
-    return previous[columns];
-}
-
 static enum status unknown_option(const char *command, const char *name, const struct option *options, size_t count) {
     const char *nearest = NULL;
     size_t best = 4;
     for (size_t i = 0; i < count; i++) {
-        size_t distance = edit_distance(name, options[i].name);
+        size_t distance = text_distance(name, options[i].name);
         if (distance < best) {
             best = distance;
             nearest = options[i].name;
