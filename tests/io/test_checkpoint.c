@@ -499,6 +499,30 @@ static void test_retention(void **state) {
     ok(checkpoint_retain(comm, scratch_path("absent"), 1));
 }
 
+/* The newest opens, but a slice of it is damaged: the one before is the last good one, and stays. */
+static void test_retention_reads_in_full(void **state) {
+    (void)state;
+    char run[512], path[640], *found;
+    snprintf(run, sizeof run, "%s", new_run("in-full"));
+    save(run, 1);
+    save(run, 2);
+    barrier();
+    snprintf(path, sizeof path, "%s/checkpoints/step-00000002/rank-%05d-of-%05d.h5", run, 0, size);
+    if (rank == 0) {
+        struct h5 *file;
+        struct h5_dataset dataset;
+        ok(h5_open(path, &file));
+        ok(h5_dataset_find(file, "slices/bytes@0", &dataset));
+        h5_close(&file);
+        flip(path, dataset.offset + 1000);
+    }
+    barrier();
+    ok(checkpoint_retain(comm, run, 1));
+    ok(checkpoint_find(comm, run, &found));
+    assert_non_null(strstr(found, "step-00000001"));
+    free(found);
+}
+
 static void test_clean(void **state) {
     (void)state;
     const char *run = new_run("clean");
@@ -590,10 +614,15 @@ int main(int argc, char **argv) {
     }
     signal(SIGXFSZ, SIG_IGN);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_other_rank_counts),
-        cmocka_unit_test(test_reader_refuses), cmocka_unit_test(test_writer_refuses),
-        cmocka_unit_test(test_damage),         cmocka_unit_test(test_retention),
-        cmocka_unit_test(test_clean),          cmocka_unit_test(test_disk_full),
+        cmocka_unit_test(test_round_trip),
+        cmocka_unit_test(test_other_rank_counts),
+        cmocka_unit_test(test_reader_refuses),
+        cmocka_unit_test(test_writer_refuses),
+        cmocka_unit_test(test_damage),
+        cmocka_unit_test(test_retention),
+        cmocka_unit_test(test_retention_reads_in_full),
+        cmocka_unit_test(test_clean),
+        cmocka_unit_test(test_disk_full),
     };
     int failures = cmocka_run_group_tests(tests, share_scratch, drop_scratch);
     return comm_close(&comm) != STATUS_OK || failures;
