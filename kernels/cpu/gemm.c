@@ -1,6 +1,4 @@
-/* Matrix products through CBLAS, in tiles whose bias and activation are applied while the tile is in cache.
- * The tiles depend on the shapes alone and each is one single-threaded CBLAS call: the same bits at any thread count.
- */
+/* Matrix products through CBLAS, in tiles of one single-threaded call each; bias and activation follow tile by tile. */
 #include "kernels/cpu/activation.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm_small.h"
@@ -14,9 +12,12 @@
 #define CBLAS_GEMM cblas_sgemm
 #endif
 
-enum { TILE_ROWS = 256, TILE_COLUMNS = 1024 };
-/* Below this many multiplications a parallel region costs more than it saves. */
-enum { PARALLEL_WORK = 1 << 16 };
+/* A tile's largest and smallest size. A product of a tile copies its inputs into packed form first: large and square tiles
+ * copy least. */
+enum { TILE_ROWS = 512, TILE_COLUMNS = 2048, TILE_ROWS_LEAST = 64, TILE_COLUMNS_LEAST = 64 };
+/* Multiplications of a tile: below, a parallel region costs more than it saves, and OpenBLAS takes another kernel for products
+ * of less than a million, whose sums are in another order: tiles stay well above it. */
+enum { TILE_WORK = 1 << 22 };
 
 static inline int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -74,6 +75,33 @@ static void multiply(const struct gemm *a, int64_t first, int64_t rows, int64_t 
     }
 }
 
+struct tiling {
+    int64_t rows, columns; /* of a tile */
+    int64_t down, across;
+};
+
+/* Equal tiles, at least one a thread where the product is worth it. CBLAS adds up each element of c in an order that
+ * depends on the depth alone, so the tiling does not show in the bits (tests/ops/test_op_agree.c). */
+static struct tiling tile_evenly(int64_t rows, int64_t columns, int64_t depth, int threads) {
+    struct tiling t = {.down = (rows + TILE_ROWS - 1) / TILE_ROWS, .across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
+    while (t.down * t.across < threads && rows * columns * depth / (2 * t.down * t.across) >= TILE_WORK) {
+        int64_t height = rows / t.down, width = columns / t.across;
+        if (width >= height && width >= 2 * TILE_COLUMNS_LEAST) {
+            t.across *= 2;
+        } else if (height >= 2 * TILE_ROWS_LEAST) {
+            t.down *= 2;
+        } else {
+            break;
+        }
+    }
+    /* Whole vectors, so that no tile but the last has a ragged edge. */
+    t.rows = ((rows + t.down - 1) / t.down + 15) / 16 * 16;
+    t.columns = ((columns + t.across - 1) / t.across + 15) / 16 * 16;
+    t.down = (rows + t.rows - 1) / t.rows;
+    t.across = (columns + t.columns - 1) / t.columns;
+    return t;
+}
+
 enum status NAME(gemm)(const struct ops *ops, const struct gemm *a) {
     TRY(check_gemm(ops, a));
     int64_t rows = a->c.shape[0], columns = a->c.shape[1], depth = a->a.shape[a->transpose_a ? 0 : 1];
@@ -87,13 +115,14 @@ enum status NAME(gemm)(const struct ops *ops, const struct gemm *a) {
     if (a->bf16) status = bf16_gemm(ops, a, finish, &done);
 #endif
     bool small = rows <= GEMM_SMALL_ROWS && !a->transpose_a;
-    int64_t high = small ? GEMM_SMALL_ROWS : TILE_ROWS, wide = small ? GEMM_SMALL_COLUMNS : TILE_COLUMNS;
-    int64_t down = (rows + high - 1) / high, across = (columns + wide - 1) / wide;
-    int64_t tiles = status != STATUS_OK || done ? 0 : down * across;
-#pragma omp parallel for num_threads(ops->device->threads) schedule(dynamic) if (rows * columns * depth > PARALLEL_WORK)
+    const struct tiling tiling = small ? (struct tiling){GEMM_SMALL_ROWS, GEMM_SMALL_COLUMNS, 1,
+                                                         (columns + GEMM_SMALL_COLUMNS - 1) / GEMM_SMALL_COLUMNS}
+                                       : tile_evenly(rows, columns, depth, ops->device->threads);
+    int64_t tiles = status != STATUS_OK || done ? 0 : tiling.down * tiling.across;
+#pragma omp parallel for num_threads(ops->device->threads) schedule(dynamic) if (tiles > 1)
     for (int64_t t = 0; t < tiles; t++) {
-        int64_t first = t / across * high, start = t % across * wide;
-        int64_t height = smaller(high, rows - first), width = smaller(wide, columns - start);
+        int64_t first = t / tiling.across * tiling.rows, start = t % tiling.across * tiling.columns;
+        int64_t height = smaller(tiling.rows, rows - first), width = smaller(tiling.columns, columns - start);
         if (small)
             NAME(gemm_small)(a, start, width);
         else

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t default_budget = (size_t)128 << 20;
+static const size_t default_budget = (size_t)256 << 20;
 enum { ROW_OUTPUTS = 6 };
 
 struct head {

@@ -70,7 +70,7 @@ enum status model_align(struct plan *teacher_plan, struct plan *student_plan, co
 /* --- the head: row chunks of bounded memory ------------------------------------------------------------------------ */
 struct head_options {
     int64_t rows;         /* N: B·T of a micro-step */
-    size_t budget_bytes;  /* memory of the logits' chunk; 0: 128 MiB */
+    size_t budget_bytes;  /* memory of the logits' chunk; 0: 256 MiB */
     bool statistics;      /* reverse_kl, teacher_ce, agree, entropy too (evaluation) */
 };
 struct head;
