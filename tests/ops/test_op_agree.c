@@ -264,6 +264,7 @@ static const struct row rows[] = {
     {"gemm 129x48x65 bT bias", run_gemm, {129, 48, 65, 2 | 8}, 4e-6},
     {"gemm 33x70x19 aT bT accumulate", run_gemm, {33, 70, 19, 1 | 2 | 4}, 4e-6},
     {"gemm 65x1009x48 strided gelu", run_gemm, {65, 1009, 48, 8 | 16 | 32}, 4e-6},
+    {"gemm 300x530x130 divided among threads", run_gemm, {300, 530, 130, 8 | 16}, 4e-6},
     {"gemm 300x1100x130 strided", run_gemm, {300, 1100, 130, 32}, 6e-6},
     {"gemm 520x130x300 aT strided accumulate bias", run_gemm, {520, 130, 300, 1 | 4 | 8 | 32}, 8e-6},
     {"gemm 1x768x768 (decode)", run_gemm, {1, 768, 768, 8}, 1e-5},
