@@ -15,9 +15,9 @@
 /* A tile's largest and smallest size. A product of a tile copies its inputs into packed form first: large and square tiles
  * copy least. */
 enum { TILE_ROWS = 512, TILE_COLUMNS = 2048, TILE_ROWS_LEAST = 64, TILE_COLUMNS_LEAST = 64 };
-/* Multiplications of a tile: below, a parallel region costs more than it saves, and OpenBLAS takes another kernel for products
- * of less than a million, whose sums are in another order: tiles stay well above it. */
-enum { TILE_WORK = 1 << 22 };
+/* Multiplications of a tile, at least: below, a parallel region costs more than it saves. More than TILES_WANTED tiles there are
+ * only where they would be too large otherwise. */
+enum { TILE_WORK = 1 << 22, TILES_WANTED = 4 };
 
 static inline int64_t smaller(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -80,11 +80,11 @@ struct tiling {
     int64_t down, across;
 };
 
-/* Equal tiles, at least one a thread where the product is worth it. CBLAS adds up each element of c in an order that
- * depends on the depth alone, so the tiling does not show in the bits (tests/ops/test_op_agree.c). */
-static struct tiling tile_evenly(int64_t rows, int64_t columns, int64_t depth, int threads) {
+/* Equal tiles, a function of the shape alone: what CBLAS adds up in which order depends on a tile's size, and the bits must not
+ * depend on the number of threads. */
+static struct tiling tile_evenly(int64_t rows, int64_t columns, int64_t depth) {
     struct tiling t = {.down = (rows + TILE_ROWS - 1) / TILE_ROWS, .across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS};
-    while (t.down * t.across < threads && rows * columns * depth / (2 * t.down * t.across) >= TILE_WORK) {
+    while (t.down * t.across < TILES_WANTED && rows * columns * depth / (2 * t.down * t.across) >= TILE_WORK) {
         int64_t height = rows / t.down, width = columns / t.across;
         if (width >= height && width >= 2 * TILE_COLUMNS_LEAST) {
             t.across *= 2;
@@ -117,7 +117,7 @@ enum status NAME(gemm)(const struct ops *ops, const struct gemm *a) {
     bool small = rows <= GEMM_SMALL_ROWS && !a->transpose_a;
     const struct tiling tiling = small ? (struct tiling){GEMM_SMALL_ROWS, GEMM_SMALL_COLUMNS, 1,
                                                          (columns + GEMM_SMALL_COLUMNS - 1) / GEMM_SMALL_COLUMNS}
-                                       : tile_evenly(rows, columns, depth, ops->device->threads);
+                                       : tile_evenly(rows, columns, depth);
     int64_t tiles = status != STATUS_OK || done ? 0 : tiling.down * tiling.across;
 #pragma omp parallel for num_threads(ops->device->threads) schedule(dynamic) if (tiles > 1)
     for (int64_t t = 0; t < tiles; t++) {
