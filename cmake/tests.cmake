@@ -5,7 +5,7 @@
 set(SQUINT_DATA "${CMAKE_SOURCE_DIR}/../shared/data" CACHE PATH "real models, texts, tokenizers; tests that need it skip without")
 set(test_environment "SQUINT=${CMAKE_BINARY_DIR}/squint" "SQUINT_DATA=$ENV{SQUINT_DATA}" "SQUINT_SOURCE=${CMAKE_SOURCE_DIR}"
     "SQUINT_BUILD=${CMAKE_BINARY_DIR}" "OMPI_ALLOW_RUN_AS_ROOT=1" "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
-    "OMPI_MCA_rmaps_base_oversubscribe=1" "OMPI_MCA_btl_base_warn_component_unused=0"
+    "OMP_WAIT_POLICY=passive" "OMPI_MCA_rmaps_base_oversubscribe=1" "OMPI_MCA_btl_base_warn_component_unused=0"
     "ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1"
     "LSAN_OPTIONS=suppressions=${CMAKE_SOURCE_DIR}/tests/support/lsan.txt:print_suppressions=0")
 if("$ENV{SQUINT_DATA}" STREQUAL "")
@@ -24,7 +24,7 @@ function(squint_test name)
     set(T_LIBS squint_all)
   endif()
   if(NOT T_TIMEOUT)
-    set(T_TIMEOUT 120)
+    set(T_TIMEOUT 300)
   endif()
   get_filename_component(label ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   add_executable(${name} ${name}.c ${T_SOURCES})
