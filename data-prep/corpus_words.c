@@ -72,7 +72,7 @@ const struct corpus_fact corpus_facts[] = {
            "[guest] looked for the [thing] and found it <[value]>.")},
     {"pet", "petname",
      WORDS("[owner] had a [size] [thing] called [value].", "A [thing] lived with [owner], and its name was [value].",
-           "[time] [owner] was given a [thing]. [owner-he] called it [value]."),
+           "[time] [owner] was given a [thing], and [owner-he] called it [value]."),
      NULL,
      WORDS("What was the [thing] called? Its name was <[value]>.",
            "[owner] called the [thing]. \"Come here, <[value]>!\"",

@@ -269,5 +269,7 @@ int main(int argc, char **argv) {
     nowhere = fopen("/dev/null", "w");
     if (!nowhere) return 1;
     int failures = _cmocka_run_group_tests("faults of commands", tests, count, NULL, NULL);
-    return (chdir("/") != 0) | (scratch_remove(NULL) != 0) | failures;
+    failures += chdir("/") != 0;
+    failures += scratch_remove(NULL) != 0;
+    return failures;
 }
