@@ -36,6 +36,14 @@ static bool fails(const char *name, int code) {
     return true;
 }
 
+/* Standard error is closed to the warnings that are meant to be: a failure says so on standard output too. */
+#define FAIL(...)                                                                                                      \
+    do {                                                                                                               \
+        printf(__VA_ARGS__);                                                                                           \
+        printf("\n");                                                                                                  \
+        fail_msg(__VA_ARGS__);                                                                                         \
+    } while (0)
+
 #define WRAP(result, name, failure, code, parameters, arguments)                                                       \
     result __real_##name parameters;                                                                                   \
     result __wrap_##name parameters;                                                                                   \
@@ -127,7 +135,7 @@ static struct comm *comm;
 static char run_directory[300];
 
 static void expect_ok(enum status status) {
-    if (status != STATUS_OK) fail_msg("%s: %s", status_name(status), error_message());
+    if (status != STATUS_OK) FAIL("%s: %s", status_name(status), error_message());
 }
 
 static enum status write_shard(void) {
@@ -271,9 +279,9 @@ static void run_row(int s, int f) {
         if (only_scenario && !done)
             printf("%s %ld: %s: %s\n", functions[f], call, status_name(status), error_message());
         if (silent)
-            fail_msg("%s: %s fails at call %ld: %s without a message", scenarios[s].name, functions[f], call,
+            FAIL("%s: %s fails at call %ld: %s without a message", scenarios[s].name, functions[f], call,
                      status_name(status));
-        if (!struck && !done) fail_msg("%s: fails with nothing failing: %s", scenarios[s].name, error_message());
+        if (!struck && !done) FAIL("%s: fails with nothing failing: %s", scenarios[s].name, error_message());
         error_clear();
         scenarios[s].check(done);
         if (!struck) return;

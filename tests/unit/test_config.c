@@ -325,7 +325,10 @@ static void test_recipes(void **state) {
     const char *source = getenv("SQUINT_SOURCE");
     char **paths = NULL, pattern[1024];
     size_t count = 0;
-    if (!source) skip();
+    if (!source) {
+        print_message("skipped: SQUINT_SOURCE does not say where launch/recipes is\n");
+        skip();
+    }
     snprintf(pattern, sizeof pattern, "%s/launch/recipes/*.yaml", source);
     assert_ok(file_glob(pattern, &paths, &count));
     for (size_t i = 0; i < count; i++) {
