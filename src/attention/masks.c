@@ -1,6 +1,7 @@
 /* The kind `masks`: a learned linear combination of candidate masks (docs/attention.md).
- * Options: candidates: [window(32), sinks(4), …], 1 to 8 of them; per: head | layer | model; start: numbers, one a candidate
- * (default: the widest 1, others 0). Parameters: h.N.attn.masks.coefficients [H or 1, M]; per model: attn.masks.coefficients [1,M]. */
+ * Options: candidates: [window(32), sinks(4), …], 1 to 8 of them; per: head | layer | model; start: numbers, one a candidate, or
+ * with per: head a row of them for each head (default: the widest 1, others 0). Parameters: h.N.attn.masks.coefficients
+ * [H or 1, M]; per model: attn.masks.coefficients [1,M]. */
 #include "attention/kinds.h"
 #include "attention/mixture.h"
 #include "base/memory.h"
@@ -14,8 +15,9 @@ static const char *const per_names[] = {"head", "layer", "model"};
 
 struct masks_settings {
     struct mixture mixture; /* candidates only */
-    double start[CANDIDATES_MAX];
     int per;
+    int64_t rows;   /* H, or 1 */
+    double start[]; /* [rows,M] */
 };
 
 struct masks_bound {
@@ -89,7 +91,24 @@ static void start_at_widest(struct masks_settings *settings, const struct model_
             widest = m;
         }
     }
-    settings->start[widest] = 1;
+    for (int64_t r = 0; r < settings->rows; r++) settings->start[r * settings->mixture.count + widest] = 1;
+}
+
+static enum status read_start(const char *where, const struct config_attention *rule, const struct config_option *option,
+                              struct masks_settings *settings) {
+    const int64_t columns = settings->mixture.count, count = settings->rows * columns, given = (int64_t)option->count;
+    if (given != columns && given != count) {
+        char expected[96], found[32];
+        snprintf(expected, sizeof expected, "%lld numbers, one a candidate%s", (long long)columns,
+                 settings->rows > 1 ? ", or a row of them for every head" : "");
+        snprintf(found, sizeof found, "%lld numbers", (long long)given);
+        return options_wrong(where, rule, option, expected, found);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        const char *word = option->words[given == count ? i : i % columns];
+        TRY(options_number(where, rule, option, word, -100, 100, &settings->start[i]));
+    }
+    return STATUS_OK;
 }
 
 static enum status configure(const char *where, const struct config_attention *rule, const struct model_config *model,
@@ -97,18 +116,17 @@ static enum status configure(const char *where, const struct config_attention *r
     static const char *const known[] = {"candidates", "per", "start"};
     enum status status = STATUS_OK;
     struct masks_settings *settings = NULL;
-    TRY(memory_new(1, sizeof *settings, "a kind's settings", &settings));
+    size_t most = (size_t)model->heads * CANDIDATES_MAX * sizeof *settings->start;
+    TRY(memory_new(1, sizeof *settings + most, "a kind's settings", &settings));
     TRY_GOTO(done, options_check_known(where, rule, known, 3));
     TRY_GOTO(done, read_candidates(where, rule, &settings->mixture));
     TRY_GOTO(done, options_choice(where, rule, "per", per_names, 3, &settings->per));
+    settings->rows = settings->per == PER_HEAD ? model->heads : 1;
     const struct config_option *start = options_find(rule, "start");
-    if (!start) {
+    if (start) {
+        TRY_GOTO(done, read_start(where, rule, start, settings));
+    } else {
         start_at_widest(settings, model);
-    } else if (start->count != (size_t)settings->mixture.count) {
-        status = options_wrong(where, rule, start, "one number for each candidate", "another count");
-    }
-    for (size_t i = 0; start && status == STATUS_OK && i < start->count; i++) {
-        status = options_number(where, rule, start, start->words[i], -100, 100, &settings->start[i]);
     }
 done:
     if (status != STATUS_OK) {
@@ -131,11 +149,11 @@ static void row_name(const struct attention_layer *layer, char name[64]) {
 static enum status add_params(const struct attention_layer *layer, struct params *params) {
     const struct masks_settings *settings = layer->settings;
     int count = settings->mixture.count;
-    struct param row = {.rank = 2, .shape = {settings->per == PER_HEAD ? layer->model->heads : 1, count},
+    struct param row = {.rank = 2, .shape = {settings->rows, count},
                         .init = INIT_VALUES, .init_values = settings->start, .sparse = true, .added = true};
     row_name(layer, row.name);
     const struct param *there = settings->per == PER_MODEL ? params_find(params, row.name) : NULL;
-    if (!there) return params_add(params, &row, count);
+    if (!there) return params_add(params, &row, settings->rows * count);
     if (there->shape[1] == count) return STATUS_OK;
     return error_set(STATUS_USAGE, "attention masks: per: model asks for the same candidates in every layer, found %lld and %d",
                      (long long)there->shape[1], count);

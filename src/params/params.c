@@ -255,12 +255,11 @@ static enum status initialise_row(const struct params *params, const struct para
         uint64_t stream = rng_substream(RNG_INIT, hash_bytes(row->name, strlen(row->name)) >> 8);
         return ops->fill_normal(ops, row->value, row->init_std, seed, stream);
     }
-    int64_t columns = row->shape[row->rank - 1];
     struct tensor rows = tensor_as_rows(row->value);
-    for (int64_t r = 0; r < rows.shape[0]; r++) {
-        for (int64_t column = 0; column < columns; column++) {
+    for (int64_t r = 0, i = 0; r < rows.shape[0]; r++) {
+        for (int64_t column = 0; column < rows.shape[1]; column++, i++) {
             struct tensor cell = tensor_columns(tensor_rows(rows, r, 1), column, 1);
-            TRY(ops->fill(ops, cell, row->init_values[column]));
+            TRY(ops->fill(ops, cell, row->init_values[i]));
         }
     }
     return STATUS_OK;

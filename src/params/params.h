@@ -23,7 +23,7 @@ struct param {
     int64_t shape[TENSOR_MAX_RANK];
     enum param_init init;
     double init_std;            /* INIT_NORMAL */
-    const double *init_values;  /* INIT_VALUES: one a column, repeated over the rows; owned by the table */
+    const double *init_values;  /* INIT_VALUES: one an element, in order; owned by the table */
     bool decay;                 /* weight decay applies: matrices, not biases, norms or kinds' own numbers */
     bool sparse;                /* the proximal L1 step applies */
     bool added;                 /* by a kind ("new") */

@@ -21,6 +21,8 @@ static void describe_teacher(const struct run *run) {
     log_line("teacher  %.*s, %s parameters, frozen and shared", (int)strcspn(name, "/"), name, count);
 }
 
+enum { WORDS_SHOWN = 8 }; /* of an option: the recipe has the rest */
+
 /* "masks: candidates window(32) sinks(4), per head" for every rule. */
 static void describe_rules(const struct config *config, char *text, size_t capacity) {
     size_t used = 0;
@@ -36,8 +38,12 @@ static void describe_rules(const struct config *config, char *text, size_t capac
         }
         for (size_t o = 0; o < rule->option_count && used + 64 < capacity; o++) {
             used += (size_t)snprintf(text + used, capacity - used, "%s %.24s", o ? "," : ":", rule->options[o].key);
-            for (size_t w = 0; w < rule->options[o].count && used + 64 < capacity; w++) {
+            size_t count = rule->options[o].count;
+            for (size_t w = 0; count <= WORDS_SHOWN && w < count && used + 64 < capacity; w++) {
                 used += (size_t)snprintf(text + used, capacity - used, " %.40s", rule->options[o].words[w]);
+            }
+            if (count > WORDS_SHOWN && used < capacity) {
+                used += (size_t)snprintf(text + used, capacity - used, " (%zu words)", count);
             }
         }
     }

@@ -275,7 +275,7 @@ row 2 'candidates: expected a list such as' train no-candidates.yaml
 row 2 'found "widow(3)"' train candidate.yaml
 row 2 'found "window(0)"' train window0.yaml
 row 2 'unknown option "top"; expected candidates, per, start' train option.yaml
-row 2 'start: expected one number for each candidate' train starts.yaml
+row 2 'start: expected' train starts.yaml
 row 2 'per: expected head, layer, model, found "token"' train per.yaml
 row 2 'layers 9 to 9: the teacher has layers 0 to 1' train layer9.yaml
 row 2 'layers: expected all, a layer from 0, or FIRST-LAST, found "5-3"' train layers.yaml

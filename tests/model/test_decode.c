@@ -130,7 +130,37 @@ static void test_decoding(void **state) {
     ops->close(ops);
 }
 
+/* `start` with a row for every head: head 0 reads a window of 3, head 1 of 9, head 2 both; decoded as computed. */
+static void test_starts_by_head(void **state) {
+    (void)state;
+    static const char *const candidates[] = {"window(3)", "window(9)"};
+    static const char *const starts[] = {"1", "0", "0", "1", "0.25", "0.5"};
+    static const float values[] = {1, 0, 0, 1, 0.25f, 0.5f};
+    struct config_option options[] = {{.key = "candidates", .words = (char **)candidates, .count = 2},
+                                      {.key = "start", .words = (char **)starts, .count = 6}};
+    struct config_attention rule = {.first = 0, .last = -1, .kind = "masks", .options = options, .option_count = 2};
+    struct model teacher, student;
+    const struct ops *ops = NULL;
+    float *expected = malloc(sizeof *expected * BATCH * LENGTH * VOCABULARY);
+    make_tokens();
+    CHECK_OK(ops_open("guard:cpu", &(struct ops_options){.threads = 1}, &ops));
+    CHECK_OK(model_new(ops, &configs[0], false, &teacher));
+    CHECK_OK(model_initialise(&teacher, 5));
+    CHECK_OK(model_student(&teacher, "test", &rule, 1, NULL, 0, false, 1, &student));
+    const struct param *row = params_find(&student.params, "h.1.attn.masks.coefficients");
+    assert_memory_equal(row->value.data, values, sizeof values);
+    parallel_logits(&student, expected);
+    check_decoding(&student, expected, "starts by head");
+    check_no_leak(&student, expected, "starts by head");
+    model_free(&student);
+    options[1].count = 4; /* neither one row nor three */
+    CHECK_STATUS(STATUS_USAGE, model_student(&teacher, "test", &rule, 1, NULL, 0, false, 1, &student));
+    model_free(&teacher);
+    ops->close(ops);
+    free(expected);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding), cmocka_unit_test(test_starts_by_head)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -219,6 +219,7 @@ static void test_optimizer(void **state) {
     CHECK_OK(optimizer_open(&params, &optimizer));
     struct config config = {.train = {.clip = 2, .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8}};
     double x[64], m[64] = {0}, v[64] = {0};
+    int bounded[2] = {0};
     const float *values = params.values.data, *gradient = params.grads.data;
     for (int i = 0; i < 59; i++) x[i] = (double)values[i];
     for (int64_t update = 1; update <= 3; update++) {
@@ -233,7 +234,7 @@ static void test_optimizer(void **state) {
         CHECK_OK(optimizer_norm(&optimizer, &norm, &bad));
         assert_int_equal(bad, -1);
         assert_true(fabs(norm - sqrt(expected)) < 1e-6 * norm && norm > config.train.clip);
-        struct optimizer_step step = {.lr = 0.01, .l1 = 0.5, .norm = norm, .update = update};
+        struct optimizer_step step = {.lr = 0.01, .l1 = 0.15, .norm = norm, .update = update};
         CHECK_OK(optimizer_update(&optimizer, &config, &step));
         for (int r = 0; r < ROWS; r++) {
             for (int64_t n = 0; n < rows[r].count; n++) {
@@ -245,13 +246,15 @@ static void test_optimizer(void **state) {
                     double mean = m[i] / (1 - pow(0.9, (double)update)),
                            square = v[i] / (1 - pow(0.95, (double)update));
                     x[i] -= 0.01 * (mean / (sqrt(square) + 1e-8) + (rows[r].decay ? 0.1 : 0) * x[i]);
-                    double shrink = rows[r].sparse ? 0.01 * 0.5 : 0;
+                    double share = 0.15 / (sqrt(square) + 1e-8), shrink = rows[r].sparse ? 0.01 * fmin(share, 1) : 0;
+                    if (rows[r].sparse) bounded[share > 1]++;
                     x[i] = copysign(fmax(fabs(x[i]) - shrink, 0), x[i]);
                 }
                 assert_true(fabs((double)values[i] - x[i]) < 1e-6);
             }
         }
     }
+    assert_true(bounded[0] > 0 && bounded[1] > 0); /* both forms of the proximal step were seen */
     CHECK_OK(optimizer_zero_gradients(&optimizer));
     for (int r = 0; r < ROWS; r++) {
         for (int64_t n = 0; n < rows[r].count; n++) {
