@@ -26,7 +26,7 @@ struct attention_head {
 enum {
     LANES = 16, /* columns of a tile and padded widths are multiples of it */
     BLOCK_ROWS = 64,
-    TILE_KEYS = 256, /* columns of a tile at most */
+    TILE_KEYS = 320, /* columns of a tile at most */
     CUT_KEYS = 32,   /* dense tiles begin and end at multiples of it, or where their keys do */
     PACK_KEYS = 64,  /* keys of a transposed run, and of a tile of gathered keys */
 };
