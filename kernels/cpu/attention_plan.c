@@ -251,6 +251,12 @@ static void cut_offset(struct block *block, const struct group *group) {
         add_diagonal(block, group, offset);
 }
 
+int64_t NAME(attention_block_end)(const struct block *block) {
+    int64_t end = 0;
+    for (int m = 0; m < block->head->count; m++) end = at_least(end, block->hulls[m].hi_max);
+    return end;
+}
+
 bool NAME(attention_block_plan)(struct block *block, int stage, int64_t n) {
     const struct walk *walk = block->walk;
     const int64_t length = block->head->length, step = walk->groups[walk->stages[stage]].step;
