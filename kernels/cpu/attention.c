@@ -1,6 +1,6 @@
-/* Attention over candidate sets: the operations' entry points. Sequences and key heads are taken in waves of as many as
- * there are threads; their keys and values are packed, then their query heads walked. Which thread computes what
- * depends on the number of threads; no sum does. */
+/* Attention over candidate sets: the operations' entry points. Each thread takes a sequence and key head and walks its
+ * query heads, keys and values packed on the way; the last ones, when they are too few for the threads, are packed and
+ * walked by all threads together. Which thread computes what depends on the number of threads; no sum does. */
 #include "kernels/cpu/attention_internal.h"
 
 #include <omp.h>
@@ -11,7 +11,8 @@ struct work {
     const struct attention *a;
     const struct attention_backward *g; /* NULL: forward pass */
     int64_t batch, length, heads, groups, share, width, padded, runs;
-    int64_t units, wave;   /* sequences × key heads; at once */
+    int64_t units, whole;  /* sequences × key heads; the first of them are each done by one thread, the rest divided */
+    int64_t wave;          /* units at once */
     bool all;              /* dead candidates are visited too */
     int32_t *ends;         /* [B,T] */
     struct block *blocks;  /* [threads] */
@@ -106,7 +107,9 @@ static enum status open_work(const struct ops *ops, const struct attention *a, c
     w->padded = pad_lanes(w->width);
     w->runs = (w->length + PACK_KEYS - 1) / PACK_KEYS;
     w->units = w->batch * w->groups;
-    w->wave = at_most(w->units, ops->device->threads);
+    const int64_t threads = ops->device->threads, rest = w->units % threads;
+    w->whole = 2 * rest <= threads ? w->units - rest : w->units;
+    w->wave = w->whole ? threads : w->units;
     for (int64_t h = 0; g && g->dead_gradients && tensor_present(a->coefficients) && h < w->heads; h++)
         for (int m = 0; m < a->count; m++)
             if (real_data(a->coefficients)[h * a->coefficients.stride[0] + m] == 0) w->all = true;
@@ -146,35 +149,9 @@ static struct attention_head make_head(const struct work *w, int64_t b, int64_t 
     return head;
 }
 
-/* Run `run` of PACK_KEYS rows of from: as rows, and transposed [D][PACK_KEYS]; each optional. The rows are transposed
- * from their dense copy: from a wide stride they would fall into few cache sets. */
-static void pack_run(const struct work *w, struct rows from, int64_t run, real *transposed, real *rows) {
-    const int64_t first = run * PACK_KEYS, count = at_most(PACK_KEYS, w->length - first);
-    if (rows) {
-        rows += first * w->padded;
-        for (int64_t j = 0; j < count; j++) {
-            memcpy(rows + j * w->padded, from.rows + (first + j) * from.stride, (size_t)w->width * sizeof(real));
-            for (int64_t d = w->width; d < w->padded; d++) rows[j * w->padded + d] = 0;
-        }
-    }
-    if (!transposed) return;
-    transposed += first * w->width;
-    NAME(attention_transpose)
-    (count, w->width, rows ? rows : from.rows + first * from.stride, rows ? w->padded : from.stride, transposed,
-     PACK_KEYS);
-    for (int64_t d = 0; d < w->width; d++)
-        for (int64_t u = count; u < PACK_KEYS; u++) transposed[d * PACK_KEYS + u] = 0;
-}
-
 static void pack_unit_run(const struct work *w, int64_t unit, int64_t slot, int64_t run) {
-    const struct packed *p = &w->packed[slot];
-    const int64_t b = unit / w->groups, group = unit % w->groups, first = run * PACK_KEYS * w->padded;
-    const size_t bytes = (size_t)(at_most(PACK_KEYS, w->length - run * PACK_KEYS) * w->padded) * sizeof(real);
-    pack_run(w, rows_of(w->a->k, b, group), run, p->k_transposed, p->k);
-    pack_run(w, rows_of(w->a->v, b, group), run, p->v_transposed, p->v);
-    if (!w->g) return;
-    memset(p->dk + first, 0, bytes);
-    memset(p->dv + first, 0, bytes);
+    const struct attention_head head = make_head(w, unit / w->groups, unit % w->groups * w->share);
+    NAME(attention_pack_run)(&head, &w->packed[slot], run * PACK_KEYS);
 }
 
 static void clear_rows(struct rows t, int64_t length, int64_t width) {
@@ -221,10 +198,10 @@ static void forward_dead(const struct work *w, const struct task *t) {
     if (t->head.count == 0) clear_rows(rows_of(w->a->o, t->b, t->h), w->length, w->width);
 }
 
-static void forward_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member, int64_t part,
+static void forward_task(const struct work *w, int64_t unit, int64_t slot, int64_t member, int64_t part,
                          int64_t parts) {
     struct task t;
-    const bool busy = open_task(w, &t, first_unit + slot, slot, member, part, parts);
+    const bool busy = open_task(w, &t, unit, slot, member, part, parts);
     if (part == 0) forward_dead(w, &t);
     if (!busy) return;
     struct head_forward pass = {.q = rows_of(w->a->q, t.b, t.h),
@@ -237,29 +214,45 @@ static void forward_task(const struct work *w, int64_t first_unit, int64_t slot,
     NAME(attention_forward_blocks)(t.block, &pass, t.first, t.last);
 }
 
+/* All of one sequence and key head, in one thread. Keys are packed when the first block reads them, and are still in
+ * the cache then. */
+static void forward_unit(const struct work *w, int64_t unit) {
+    const int thread = omp_get_thread_num();
+    w->blocks[thread].ready = 0;
+    for (int64_t member = 0; member < w->share; member++) forward_task(w, unit, thread, member, 0, 1);
+}
+
 enum { PARTS = 16 /* of a head: tasks for balance */ };
+
+/* The rest's keys and values, packed by all threads. */
+static void pack_rest(const struct work *w) {
+    const int64_t rest = w->units - w->whole;
+    w->blocks[omp_get_thread_num()].ready = w->length;
+#pragma omp for schedule(dynamic)
+    for (int64_t n = 0; n < rest * w->runs; n++) pack_unit_run(w, w->whole + n / w->runs, n / w->runs, n % w->runs);
+}
 
 enum status NAME(attention)(const struct ops *ops, const struct attention *a) {
     TRY(check_attention(ops, a));
     struct work w;
     TRY(open_work(ops, a, NULL, &w));
-    const int64_t parts = at_most(PARTS, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+    const int64_t parts = at_most(PARTS, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS), rest = w.units - w.whole;
 #pragma omp parallel num_threads(ops->device->threads)
-    for (int64_t first = 0; first < w.units; first += w.wave) {
-        const int64_t now = at_most(w.wave, w.units - first);
+    {
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < now * w.runs; n++) pack_unit_run(&w, first + n / w.runs, n / w.runs, n % w.runs);
+        for (int64_t unit = 0; unit < w.whole; unit++) forward_unit(&w, unit);
+        if (rest) pack_rest(&w);
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < now * w.share * parts; n++)
-            forward_task(&w, first, n / parts / w.share, n / parts % w.share, n % parts, parts);
+        for (int64_t n = 0; n < rest * w.share * parts; n++)
+            forward_task(&w, w.whole + n / parts / w.share, n / parts / w.share, n / parts % w.share, n % parts, parts);
     }
     return STATUS_OK;
 }
 
 /* log Z of every candidate, the dead ones too: the forward pass knows only the living. */
-static void sums_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member) {
+static void sums_task(const struct work *w, int64_t unit, int64_t slot, int64_t member) {
     struct task t;
-    if (!open_task(w, &t, first_unit + slot, slot, member, 0, 1)) return;
+    if (!open_task(w, &t, unit, slot, member, 0, 1)) return;
     struct head_forward pass = {.q = rows_of(w->a->q, t.b, t.h),
                                 .scale = (real)w->a->scale,
                                 .references = w->references + omp_get_thread_num() * w->length};
@@ -285,34 +278,24 @@ static void backward_task(const struct work *w, struct task *t, int64_t slot, in
     NAME(attention_backward_blocks)(t->block, pass, t->first, t->last);
 }
 
-/* All of one sequence and key head, in one thread. */
-static void unit_task(const struct work *w, int64_t first_unit, int64_t slot) {
-    for (int64_t member = 0; member < w->share; member++) {
-        struct task t;
-        struct head_backward pass = {.find_deltas = true, .want_dq = true, .want_dkv = true, .last_key = w->length};
-        if (open_task(w, &t, first_unit + slot, slot, member, 0, 1)) backward_task(w, &t, slot, member, &pass);
-    }
-}
-
-/* The same, divided: deltas and dq by rows, then dk and dv by keys. Every sum keeps its order. */
-static void rows_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t member, int64_t part,
-                      int64_t parts) {
+/* One sequence and key head, divided: deltas and dq by rows, then dk and dv by keys. Every sum keeps its order. */
+static void rows_task(const struct work *w, int64_t unit, int64_t slot, int64_t member, int64_t part, int64_t parts) {
     struct task t;
     struct head_backward pass = {.find_deltas = true, .want_dq = true, .last_key = w->length};
-    if (open_task(w, &t, first_unit + slot, slot, member, part, parts)) backward_task(w, &t, slot, member, &pass);
+    if (open_task(w, &t, unit, slot, member, part, parts)) backward_task(w, &t, slot, member, &pass);
 }
-static void keys_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t part, int64_t parts) {
+static void keys_task(const struct work *w, int64_t unit, int64_t slot, int64_t part, int64_t parts) {
     for (int64_t member = 0; member < w->share; member++) {
         struct task t;
         struct head_backward pass = {
             .want_dkv = true, .first_key = w->length * part / parts, .last_key = w->length * (part + 1) / parts};
-        if (open_task(w, &t, first_unit + slot, slot, member, 0, 1)) backward_task(w, &t, slot, member, &pass);
+        if (open_task(w, &t, unit, slot, member, 0, 1)) backward_task(w, &t, slot, member, &pass);
     }
 }
 
 /* dk and dv back into their places; Σ_i of the deltas. */
-static void finish_task(const struct work *w, int64_t first_unit, int64_t slot, int64_t part, int64_t parts) {
-    const int64_t unit = first_unit + slot, b = unit / w->groups, group = unit % w->groups;
+static void finish_task(const struct work *w, int64_t unit, int64_t slot, int64_t part, int64_t parts) {
+    const int64_t b = unit / w->groups, group = unit % w->groups;
     const struct rows dk = rows_of(w->g->dk, b, group), dv = rows_of(w->g->dv, b, group);
     const struct packed *p = &w->packed[slot];
     for (int64_t j = w->length * part / parts; j < w->length * (part + 1) / parts; j++) {
@@ -332,6 +315,38 @@ static void finish_task(const struct work *w, int64_t first_unit, int64_t slot, 
     }
 }
 
+/* All of one sequence and key head, in one thread. */
+static void backward_unit(const struct work *w, int64_t unit) {
+    const int thread = omp_get_thread_num();
+    struct block *block = &w->blocks[thread];
+    block->ready = 0;
+    for (int64_t member = 0; member < w->share; member++) {
+        struct task t;
+        struct head_backward pass = {.find_deltas = true, .want_dq = true, .want_dkv = true, .last_key = w->length};
+        if (w->all) sums_task(w, unit, thread, member);
+        if (open_task(w, &t, unit, thread, member, 0, 1)) backward_task(w, &t, thread, member, &pass);
+        if (member == w->share - 1) NAME(attention_pack_until)(block, w->length);
+    }
+    finish_task(w, unit, thread, 0, 1);
+}
+
+/* The rest, by all threads. */
+static void backward_rest(const struct work *w, int64_t parts) {
+    const int64_t rest = w->units - w->whole, threads = w->ops->device->threads;
+    const int64_t cuts = at_most(2 * threads / rest, (w->length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+    pack_rest(w);
+    if (w->all)
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < rest * w->share; n++) sums_task(w, w->whole + n / w->share, n / w->share, n % w->share);
+#pragma omp for schedule(dynamic)
+    for (int64_t n = 0; n < rest * w->share * parts; n++)
+        rows_task(w, w->whole + n / parts / w->share, n / parts / w->share, n / parts % w->share, n % parts, parts);
+#pragma omp for schedule(dynamic)
+    for (int64_t n = 0; n < rest * cuts; n++) keys_task(w, w->whole + n / cuts, n / cuts, n % cuts, cuts);
+#pragma omp for schedule(dynamic)
+    for (int64_t n = 0; n < rest * parts; n++) finish_task(w, w->whole + n / parts, n / parts, n % parts, parts);
+}
+
 static void add_coefficients(const struct work *w, struct tensor gradients) {
     for (int64_t h = 0; h < w->heads; h++)
         for (int m = 0; m < w->a->count; m++) {
@@ -345,30 +360,12 @@ enum status NAME(attention_backward)(const struct ops *ops, const struct attenti
     TRY(check_attention_backward(ops, g));
     struct work w;
     TRY(open_work(ops, &g->forward, g, &w));
-    const int threads = ops->device->threads;
     const int64_t parts = at_most(PARTS, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
-#pragma omp parallel num_threads(threads)
-    for (int64_t first = 0; first < w.units; first += w.wave) {
-        const int64_t now = at_most(w.wave, w.units - first);
-        const bool divided = 2 * now <= threads;
-        const int64_t cuts = at_most(2 * threads / now, (w.length + BLOCK_ROWS - 1) / BLOCK_ROWS);
+#pragma omp parallel num_threads(ops->device->threads)
+    {
 #pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < now * w.runs; n++) pack_unit_run(&w, first + n / w.runs, n / w.runs, n % w.runs);
-        if (w.all)
-#pragma omp for schedule(dynamic)
-            for (int64_t n = 0; n < now * w.share; n++) sums_task(&w, first, n / w.share, n % w.share);
-        if (divided) {
-#pragma omp for schedule(dynamic)
-            for (int64_t n = 0; n < now * w.share * parts; n++)
-                rows_task(&w, first, n / parts / w.share, n / parts % w.share, n % parts, parts);
-#pragma omp for schedule(dynamic)
-            for (int64_t n = 0; n < now * cuts; n++) keys_task(&w, first, n / cuts, n % cuts, cuts);
-        } else {
-#pragma omp for schedule(dynamic)
-            for (int64_t n = 0; n < now; n++) unit_task(&w, first, n);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t n = 0; n < now * parts; n++) finish_task(&w, first, n / parts, n % parts, parts);
+        for (int64_t unit = 0; unit < w.whole; unit++) backward_unit(&w, unit);
+        if (w.whole < w.units) backward_rest(&w, parts);
     }
     if (tensor_present(g->dcoefficients)) add_coefficients(&w, g->dcoefficients);
     return STATUS_OK;

@@ -5,6 +5,7 @@
 
 static bool load(struct block *block, const struct head_backward *pass, int stage, int64_t n) {
     if (!NAME(attention_block_plan)(block, stage, n)) return false;
+    NAME(attention_pack_until)(block, NAME(attention_block_end)(block));
     NAME(attention_block_load)(block, pass->q.rows, pass->q.stride, pass->scale, block->q);
     NAME(attention_block_load)(block, pass->d_o.rows, pass->d_o.stride, 1, block->d_o);
     NAME(attention_block_prepare)(block, pass->log_sums);

@@ -125,6 +125,7 @@ static void sum_stage(struct block *block, const struct head_forward *pass, int 
 
 static bool load(struct block *block, const struct head_forward *pass, int stage, int64_t n) {
     if (!NAME(attention_block_plan)(block, stage, n)) return false;
+    NAME(attention_pack_until)(block, NAME(attention_block_end)(block));
     NAME(attention_block_load)(block, pass->q.rows, pass->q.stride, pass->scale, block->q);
     return true;
 }

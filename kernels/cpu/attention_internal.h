@@ -26,7 +26,7 @@ struct attention_head {
 enum {
     LANES = 16, /* columns of a tile and padded widths are multiples of it */
     BLOCK_ROWS = 64,
-    TILE_KEYS = 256, /* columns of a tile at most */
+    TILE_KEYS = 320, /* columns of a tile at most */
     CUT_KEYS = 32,   /* dense tiles begin and end at multiples of it, or where their keys do */
     PACK_KEYS = 64,  /* keys of a transposed run, and of a tile of gathered keys */
 };
@@ -78,6 +78,7 @@ struct block {
     const struct attention_head *head;
     const struct walk *walk;
     const struct packed *packed;
+    int64_t ready;  /* keys before it are packed; the others when a block first reads them */
     int64_t padded; /* pad_lanes(D) */
     /* geometry (attention_plan.c) */
     int64_t first, step;
@@ -118,12 +119,19 @@ void NAME(attention_gemm)(int64_t m, int64_t n, int64_t k, const real *a, int64_
 void NAME(attention_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_row, real *to,
                                int64_t to_row);
 
+/* Packs keys and values first … first + PACK_KEYS − 1, first a multiple of PACK_KEYS; clears their gradients. */
+void NAME(attention_pack_run)(const struct attention_head *head, const struct packed *packed, int64_t first);
+/* Packs what is not ready of the keys before `end`. */
+void NAME(attention_pack_until)(struct block *block, int64_t end);
+
 /* Groups and stages of a head's visited candidates. */
 void NAME(attention_walk)(const struct attention_head *head, struct walk *walk);
 /* Rows' blocks in a stage. */
 int64_t NAME(attention_block_count)(const struct walk *walk, int64_t length, int stage);
 /* Rows, spans and tiles of block n of a stage; false when it has no row. */
 bool NAME(attention_block_plan)(struct block *block, int stage, int64_t n);
+/* One past the last key that any of its rows reads, in any stage. */
+int64_t NAME(attention_block_end)(const struct block *block);
 /* Upper bounds for struct block's tiles and pieces at this length. */
 int NAME(attention_tile_bound)(int64_t length);
 int NAME(attention_piece_bound)(int64_t length);

@@ -177,14 +177,22 @@ static struct tile *append(struct block *block, struct tile tile) {
     return &block->tiles[block->tile_count++];
 }
 
-/* Whole neighbours become one tile: fewer, longer rows. */
+/* Neighbours become one tile: fewer, longer rows. Either both are whole and touched by the same candidates, or both
+ * belong to one candidate alone, whose edges are cheap to mask. */
 static bool join(struct tile *last, const struct tile *tile) {
-    if (!last->whole || !tile->whole || last->step != 1 || tile->step != 1 || last->owners != tile->owners ||
-        last->first % LANES != 0 || last->first + last->count != tile->first || last->inside != tile->inside ||
-        last->mixed != tile->mixed || last->count + tile->count > TILE_KEYS)
+    const bool same = last->inside == tile->inside && last->mixed == tile->mixed;
+    const bool whole = last->whole && tile->whole && same;
+    const bool alone = last->held == tile->held && !last->partly && !tile->partly &&
+                       (last->held & (last->held - 1)) == 0 && last->held & last->owners;
+    if (!(whole || alone) || last->step != 1 || tile->step != 1 || last->diagonal || last->owners != tile->owners ||
+        last->first % LANES != 0 || last->count != last->columns || last->first + last->count != tile->first ||
+        last->count + tile->count > TILE_KEYS)
         return false;
     last->count += tile->count;
     last->columns += tile->columns;
+    last->mixed |= tile->mixed;
+    last->inside &= ~last->mixed;
+    last->whole = whole;
     return true;
 }
 
@@ -241,6 +249,12 @@ static void cut_offset(struct block *block, const struct group *group) {
     if (last - offset >= 0) add_diagonal(block, group, -offset);
     if (!block->head->causal && offset > 0 && block->first + offset < block->head->length)
         add_diagonal(block, group, offset);
+}
+
+int64_t NAME(attention_block_end)(const struct block *block) {
+    int64_t end = 0;
+    for (int m = 0; m < block->head->count; m++) end = at_least(end, block->hulls[m].hi_max);
+    return end;
 }
 
 bool NAME(attention_block_plan)(struct block *block, int stage, int64_t n) {

@@ -65,9 +65,24 @@ static real sum_members(const real *x, int columns, struct span s) {
     return sum;
 }
 
+/* The usual case: the columns that stay follow each other. */
+static void mask_outside(real *e, int columns, struct span s) {
+    const int64_t lo = s.lo < s.hi ? s.lo : columns, hi = at_least(s.hi, lo);
+    for (int64_t u = 0; u < lo; u++) e[u] = -REAL_INFINITY;
+    for (int64_t u = hi; u < columns; u++) e[u] = -REAL_INFINITY;
+}
+
 static void mask_row(const struct block *block, const struct tile *tile, int r, real *e) {
     real open[TILE_KEYS];
     const struct span all = {0, tile->count, 1};
+    const uint32_t owners = (tile->inside | tile->mixed) & tile->owners;
+    if (!(tile->mixed & tile->prior) && (owners & (owners - 1)) == 0) {
+        const struct span s = tile->inside & owners ? all : find_members(block, tile, __builtin_ctz(owners), r);
+        if (s.step == 1) {
+            mask_outside(e, tile->columns, s);
+            return;
+        }
+    }
     for (int u = 0; u < tile->columns; u++) open[u] = 0;
     if (tile->inside & tile->owners) set_members(open, tile->columns, all, 1);
     for (int m = 0; m < block->head->count; m++)
@@ -154,8 +169,8 @@ void NAME(attention_tile_d_weights)(const struct block *block, const struct tile
     products(block, tile, block->d_o, block->packed->v_transposed, block->head->v, block->head->v_stride, dw);
 }
 
-/* e = e^{e − reference} of one row, and its sum. */
-static real exponents(real *restrict e, int columns, real reference) {
+/* e = e^{e − reference} of one row, and its sum. Inlined, so that a sum that nobody wants is not made. */
+__attribute__((always_inline)) static inline real exponents(real *restrict e, int columns, real reference) {
     real sum = 0;
     if (!(reference > -REAL_INFINITY)) {
         for (int u = 0; u < columns; u++) e[u] = 0;
