@@ -19,6 +19,18 @@ struct attention_layer {
     void *bound;                 /* the kind's own: pointers to its rows */
 };
 
+/* Where in a run a pass stands, for kinds whose training differs from their use: redrawn features, annealed choices, dropped windows.
+ * Everything is a function of the run's seed and counters, so that no number of ranks, and no resume, changes it. */
+struct attention_context {
+    bool training;        /* false: evaluation, generation; the fields below are then those of a finished stage */
+    bool attention_stage; /* objective `attention` */
+    double progress;      /* share of the stage's steps that are done, 0 … 1; 1 outside of training */
+    int64_t updates;      /* steps of the whole run before this one */
+    int64_t first_sample; /* number in the stage of sequence 0 of the batch; sequence b is first_sample + b */
+    uint64_t seed;        /* of the run */
+    double loss_scale;    /* of a kind's own loss: 1 over the rows of the whole batch, all ranks and micro-steps */
+};
+
 /* Tensors of one forward/backward pass of one layer. x: the layer's normed input. */
 struct attention_pass {
     const struct ops *ops;
@@ -29,9 +41,14 @@ struct attention_pass {
     struct tensor positions;  /* [B,T] I32, counted from the document's start */
     struct tensor o;          /* [B,T,H,D] */
     void *saved;              /* what the kind's plan made for this layer */
+    struct attention_context context;
+    /* In objective `attention`, for kinds that learn from the teacher's weights; none elsewhere. As q and k. */
+    struct tensor teacher_q, teacher_k;
     /* backward only */
     struct tensor d_o;        /* [B,T,H,D] */
     struct tensor dq, dk, dv; /* written, views as q, k, v */
+    struct tensor dx;         /* [B·T,C] written by kinds with reads_x, what flows into x besides q, k, v; none: not wanted */
+    struct tensor loss;       /* [1] F64 += the sum over the rows of the kind's own loss, times its weight; gradients: times loss_scale */
 };
 
 /* Decoding: `batch` sequences in step, one token each at a time. */
@@ -60,6 +77,7 @@ struct attention_branch {
 struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
+    bool reads_x;        /* o depends on pass.x directly, and backward writes pass.dx */
     /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
      * Released with free(). */
     enum status (*configure)(const char *where, const struct config_attention *options, const struct model_config *model,

@@ -142,7 +142,7 @@ static enum status time_steps(struct bench *bench, double *seconds, struct bench
     struct log_progress progress;
     log_progress_start(&progress, "bench step", 0, steps + 1);
     for (int64_t i = 0; i <= steps; i++) {
-        struct step_settings settings = {.sample = i * bench->options->batch, .update = i + 1, .lr = 1e-5};
+        struct step_settings settings = {.sample = i * bench->options->batch, .update = i + 1, .step = i, .total = i, .lr = 1e-5};
         struct step_result step;
         double started = time_now_s();
         TRY(distill_step(&bench->distill, &settings, &step));

@@ -49,16 +49,18 @@ static enum status unrotate(struct plan *plan, struct tensor d_qkv) {
     return ops->rope(ops, &rope);
 }
 
-/* d_o -> d_qkv through the kind and the rotary positions. */
-static enum status kind_backward(struct plan *plan, int64_t layer, struct tensor n1, struct tensor qkv, struct tensor o) {
+/* d_o -> d_qkv through the kind and the rotary positions. forward: the pass as its forward pass had it. dx: where a kind that reads its
+ * input leaves that part of the gradient, or none. */
+static enum status kind_backward(struct plan *plan, int64_t layer, const struct attention_pass *forward, struct tensor dx) {
     const struct model *model = plan->model;
     const struct model_config *c = &model->config;
-    struct attention_pass pass = attention_pass_of(plan, layer, n1, qkv, o);
+    struct attention_pass pass = *forward;
     struct qkv_views d = qkv_split(c, plan->d_qkv, plan->options.batch, plan->options.length);
     pass.d_o = tensor_split_heads(plan->d_o, plan->options.batch, plan->options.length, c->heads, c->head_width);
     pass.dq = d.q;
     pass.dk = d.k;
     pass.dv = d.v;
+    pass.dx = dx;
     TRY(model->layers[layer].kind->backward(&model->layers[layer], &pass));
     return unrotate(plan, plan->d_qkv);
 }
@@ -68,11 +70,14 @@ static enum status attention_backward(struct plan *plan, int64_t layer, bool inp
     const struct layer_params *p = &plan->params[layer];
     struct layer_saved *s = &plan->saved[layer];
     TRY(linear_backward(model, &p->out, plan->d_x, s->o, s->out_low, plan->d_low, plan->d_o));
-    TRY(kind_backward(plan, layer, s->n1, s->qkv, s->o));
     bool through_norm = input_needed || trained(p->norm1) || trained(p->norm1_bias);
+    bool reads_x = model->layers[layer].kind->reads_x && through_norm;
+    struct attention_pass pass = attention_pass_of(plan, layer, s->n1, s->qkv, s->o);
+    TRY(kind_backward(plan, layer, &pass, reads_x ? plan->d_kind : tensor_none()));
     TRY(linear_backward(model, &p->qkv, plan->d_qkv, s->n1, s->qkv_low, plan->d_low,
                         through_norm ? plan->d_n : tensor_none()));
     if (!through_norm) return STATUS_OK;
+    if (reads_x) TRY(model->params.ops->add_scaled(model->params.ops, 1, plan->d_kind, plan->d_n));
     return norm_gradient(model, p->norm1, p->norm1_bias, plan->d_n, s->x, s->mean1, s->rstd1, plan->d_x, false);
 }
 
@@ -169,6 +174,8 @@ static enum status align_layer(void *user, int64_t layer, struct plan *teacher) 
         TRY(layer_project(plan, layer, target->n1, qkv, s->qkv_low));
     }
     struct attention_pass pass = attention_pass_of(plan, layer, target->n1, qkv, s->o);
+    pass.teacher_q = lesson.q;
+    pass.teacher_k = lesson.k;
     TRY(attention->kind->forward(attention, &pass));
     TRY(measure_error(plan, s->o, target->o, &align->errors[layer], &align->norms[layer]));
     double denominator = align->denominators ? align->denominators[layer] : align->norms[layer];
@@ -176,7 +183,7 @@ static enum status align_layer(void *user, int64_t layer, struct plan *teacher) 
     TRY(ops->copy(ops, s->o, plan->d_o));
     TRY(ops->add_scaled(ops, -1, target->o, plan->d_o));
     TRY(ops->scale(ops, 2 * align->scale / denominator, plan->d_o));
-    TRY(kind_backward(plan, layer, target->n1, qkv, s->o));
+    TRY(kind_backward(plan, layer, &pass, tensor_none()));
     if (!linear_trains(projection)) return STATUS_OK;
     return linear_backward(model, projection, plan->d_qkv, target->n1, s->qkv_low, plan->d_low, tensor_none());
 }

@@ -16,6 +16,7 @@ enum status plan_load(struct plan *plan, const int32_t *ids, const int32_t *posi
                                            "positions: interpolate or tile", positions[n], (long long)c->positions);
         }
     }
+    TRY(ops->fill(ops, plan->loss, 0));
     TRY(ops->upload(ops, plan->ids, ids));
     TRY(ops->upload(ops, plan->start, start));
     return ops->upload(ops, plan->positions, positions);
@@ -62,7 +63,7 @@ struct attention_pass attention_pass_of(struct plan *plan, int64_t layer, struct
         .q = views.q, .k = views.k, .v = views.v, .start = plan->start,
         .positions = tensor_2d(plan->positions.data, DTYPE_I32, plan->options.batch, plan->options.length),
         .o = tensor_split_heads(o, plan->options.batch, plan->options.length, c->heads, c->head_width),
-        .saved = plan->saved[layer].attention,
+        .saved = plan->saved[layer].attention, .context = plan->context, .loss = plan->loss,
     };
 }
 

@@ -35,6 +35,7 @@ struct plan {
     const struct model *model;
     struct plan_options options;
     int64_t rows; /* N = B·T */
+    struct attention_context context;
     struct layer_params *params;
     struct layer_saved *saved; /* [L]; with recompute all but x are one set */
     void *block;
@@ -46,9 +47,11 @@ struct plan {
     struct tensor final_x, final_mean, final_rstd, hidden;
     /* backward */
     struct tensor d_x, d_n, d_o, d_qkv, d_low;
+    struct tensor d_kind; /* [N,C] what a kind that reads x sends back into it */
     struct tensor d_h; /* [N,F]; also h, when that is not saved: their lives do not meet. d_n is delta likewise */
     /* align */
     struct tensor sums; /* [2] F64 on the device */
+    struct tensor loss; /* [1] F64 on the device: the kinds' own losses since the last forward pass */
 };
 
 enum status layer_params_find(const struct model *model, int64_t layer, struct layer_params *out);

@@ -48,6 +48,11 @@ struct plan_options {
 };
 struct plan;
 
+/* Where in a run the next passes stand; without a call a pass is no training. */
+void plan_set_context(struct plan *plan, const struct attention_context *context);
+/* Sums over the rows since the plan's forward pass (or model_align) of the layers' own losses, added up: *loss. */
+enum status plan_read_loss(struct plan *plan, double *loss);
+
 /* *bytes that a plan takes, without taking them. */
 enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes);
 enum status plan_open(const struct model *model, const struct plan_options *options, struct plan **plan);

@@ -84,6 +84,7 @@ static void take_common(struct plan *plan, struct arena *arena) {
     plan->start = arena_2d(arena, DTYPE_I32, plan->options.batch, plan->options.length);
     plan->frequencies = arena_1d(arena, ops->statistic, c->head_width / 2 > 0 ? c->head_width / 2 : 1);
     plan->sums = arena_1d(arena, DTYPE_F64, 2);
+    plan->loss = arena_1d(arena, DTYPE_F64, 1);
     plan->delta = arena_2d(arena, ops->real, n, c->width);
     plan->d_n = plan->delta;
 }
@@ -98,6 +99,9 @@ static void take_network(struct plan *plan, struct arena *arena) {
     plan->hidden = arena_2d(arena, ops->real, n, c->width);
     plan->d_h = arena_2d(arena, ops->real, n, c->mlp_width);
     if (plan->options.train) plan->d_x = arena_2d(arena, ops->real, n, c->width);
+    bool reads_x = false;
+    for (int64_t l = 0; l < c->layers; l++) reads_x = reads_x || plan->model->layers[l].kind->reads_x;
+    if (plan->options.train && reads_x) plan->d_kind = arena_2d(arena, ops->real, n, c->width);
 }
 
 static void take_attention_gradients(struct plan *plan, struct arena *arena) {
@@ -166,6 +170,7 @@ static enum status prepare(const struct model *model, const struct plan_options 
     plan->model = model;
     plan->options = *options;
     plan->rows = options->batch * options->length;
+    plan->context.progress = 1;
     TRY_GOTO(done, memory_new(layers, sizeof *plan->params, "a plan", &plan->params));
     TRY_GOTO(done, memory_new(layers, sizeof *plan->saved, "a plan", &plan->saved));
     for (size_t l = 0; l < layers; l++) TRY_GOTO(done, layer_params_find(model, (int64_t)l, &plan->params[l]));
@@ -176,6 +181,12 @@ done:
     if (status != STATUS_OK) plan_close(&plan);
     *out = plan;
     return status;
+}
+
+void plan_set_context(struct plan *plan, const struct attention_context *context) { plan->context = *context; }
+
+enum status plan_read_loss(struct plan *plan, double *loss) {
+    return plan->model->params.ops->download(plan->model->params.ops, plan->loss, loss);
 }
 
 enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes) {

@@ -117,7 +117,7 @@ static enum status write_step(struct record *record, const struct train_state *s
     const struct config_stage *stage = &run->config->stages[state->stage];
     struct metrics_record line = metrics_record_new(state->total, stage->name);
     double peak = run->peak_flops;
-    char extra[RECORD_KINDS + 64];
+    char extra[RECORD_KINDS + 96], own[40] = "";
     line.loss = result->loss;
     line.kl = or_absent(result->kl, stage->objective == OBJECTIVE_KL);
     line.ce = or_absent(result->ce, stage->objective != OBJECTIVE_ATTENTION);
@@ -133,7 +133,8 @@ static enum status write_step(struct record *record, const struct train_state *s
     for (int i = 0; i < PHASES; i++) {
         line.phases[i] = (struct metrics_phase){.name = phase_names[i], .seconds = result->seconds[i]};
     }
-    snprintf(extra, sizeof extra, "\"skipped\": %lld%s%s", (long long)state->skipped,
+    if (result->own != 0 && isfinite(result->own)) snprintf(own, sizeof own, ", \"own\": %.10g", result->own);
+    snprintf(extra, sizeof extra, "\"skipped\": %lld%s%s%s", (long long)state->skipped, own,
              looked && record->kinds[0] ? ", " : "", looked ? record->kinds : "");
     line.extra = extra;
     return metrics_write(record->metrics, &line);

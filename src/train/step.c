@@ -12,7 +12,7 @@ const char *const phase_names[PHASES] = {"data", "teacher", "student", "head", "
 /* distill->sums: what is added over the ranks after a step, in one reduction: sums over the rows that count, then per
  * layer Σ‖o_student − o_teacher‖² and Σ‖o_teacher‖², then a 1 in the place of every rank whose own loss is not finite.
  */
-enum { SUM_KL = 0, SUM_CE, SUM_LAYERS };
+enum { SUM_KL = 0, SUM_CE, SUM_OWN, SUM_LAYERS };
 
 static int64_t layers_of(const struct distill *d) {
     return d->student->config.layers;
@@ -35,6 +35,20 @@ static void end_phase(struct step_result *result, enum phase phase, double *mark
     double now = time_now_s();
     result->seconds[phase] += now - *mark;
     *mark = now;
+}
+
+/* Tells the student's kinds where the run stands. */
+static void place_micro(struct distill *d, const struct step_settings *settings, int64_t micro) {
+    struct attention_context context = {
+        .training = true,
+        .attention_stage = d->stage->objective == OBJECTIVE_ATTENTION,
+        .progress = (double)settings->step / (double)d->stage->steps,
+        .updates = settings->total,
+        .first_sample = settings->sample + d->part_first + micro * d->micro_batch,
+        .seed = d->config->seed,
+        .loss_scale = 1 / ((double)d->stage->batch * (double)d->stage->length),
+    };
+    plan_set_context(d->student_plan, &context);
 }
 
 /* Reads this rank's samples, and counts the rows of all ranks that have a target: the loss is their mean. */
@@ -102,18 +116,23 @@ static enum status align_micro(struct distill *d, const struct batch *batch, con
     return STATUS_OK;
 }
 
-static enum status run_micro_steps(struct distill *d, struct step_result *result) {
+static enum status run_micro_steps(struct distill *d, const struct step_settings *settings,
+                                   struct step_result *result) {
     TRY(optimizer_zero_gradients(&d->optimizer));
     memset(d->sums, 0, (size_t)distill_sums_count(d) * sizeof *d->sums);
     /* A row's mean norm times the rows of the whole batch: the same divisor for every rank and micro-step. */
     double scale = 1.0 / ((double)d->stage->batch * (double)d->stage->length);
     for (int64_t micro = 0; micro * d->micro_batch < d->part; micro++) {
         struct batch batch = micro_batch_of(d, micro);
+        double own = 0;
+        place_micro(d, settings, micro);
         if (d->stage->objective == OBJECTIVE_ATTENTION) {
             TRY(align_micro(d, &batch, d->denominators, scale, result));
         } else {
             TRY(distill_micro(d, &batch, result));
         }
+        TRY(plan_read_loss(d->student_plan, &own));
+        d->sums[SUM_OWN] += own;
     }
     bool finite = true;
     for (int64_t i = 0; i < SUM_LAYERS + 2 * layers_of(d); i++) finite = finite && isfinite(d->sums[i]);
@@ -136,6 +155,7 @@ static enum status reduce_over_ranks(struct distill *d, struct step_result *resu
 
 static void read_losses(const struct distill *d, struct step_result *result) {
     result->kl = result->ce = result->mse = NAN;
+    result->own = d->sums[SUM_OWN] / ((double)d->stage->batch * (double)d->stage->length);
     switch (d->stage->objective) {
     case OBJECTIVE_LM:
         result->loss = result->ce = d->sums[SUM_CE] / result->rows;
@@ -188,7 +208,7 @@ static enum status clip_and_update(struct distill *d, const struct step_settings
 enum status distill_step(struct distill *d, const struct step_settings *settings, struct step_result *result) {
     *result = (struct step_result){0};
     TRY(load_batch(d, settings->sample, result));
-    TRY(comm_agree(d->comm, run_micro_steps(d, result)));
+    TRY(comm_agree(d->comm, run_micro_steps(d, settings, result)));
     TRY(reduce_over_ranks(d, result));
     read_losses(d, result);
     return comm_agree(d->comm, clip_and_update(d, settings, result));
@@ -205,6 +225,7 @@ static enum status sum_norms(struct distill *d, struct step_result *unused) {
 
 enum status distill_calibrate(struct distill *d) {
     struct step_result unused = {0};
+    place_micro(d, &(struct step_settings){0}, 0);
     TRY(load_batch(d, 0, &unused));
     TRY(comm_agree(d->comm, sum_norms(d, &unused)));
     TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));

@@ -42,12 +42,15 @@ struct distill {
 struct step_settings {
     int64_t sample; /* number in the stage of the batch's first sample */
     int64_t update; /* from 1 in every stage: updates made, this one included */
+    int64_t step;   /* of the stage, from 0 */
+    int64_t total;  /* steps of the whole run before this one */
     double lr;
 };
 
 struct step_result {
     double loss, kl, ce; /* means over the rows that count, of all ranks; NaN where the objective has none */
     double mse; /* objective attention: mean over the layers of Σ‖o_student − o_teacher‖² / Σ‖o_teacher‖² */
+    double own;      /* mean over all rows of the kinds' own losses, weighted, summed over the layers; not part of loss */
     double norm;     /* of the gradient, before clipping */
     double rows;     /* that count, of all ranks */
     bool skipped;    /* loss or norm not finite: nothing was changed */

@@ -93,7 +93,11 @@ static enum status one_step(struct trainer *t) {
     const struct config *config = t->run->config;
     double begin = time_now_s();
     double lr = schedule_lr(stage_of(t), config->train.decay, t->state.step);
-    struct step_settings settings = {.sample = t->state.sample, .update = t->state.updates + 1, .lr = lr};
+    struct step_settings settings = {.sample = t->state.sample,
+                                     .update = t->state.updates + 1,
+                                     .step = t->state.step,
+                                     .total = t->state.total,
+                                     .lr = lr};
     comm_set_step(t->run->comm, t->state.total + 1);
     TRY(distill_step(&t->distill, &settings, &t->last));
     t->last_lr = lr;
