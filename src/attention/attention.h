@@ -69,10 +69,7 @@ struct attention_cost {
     double decode_bytes; /* state of one sequence at this T, one layer, F32 */
 };
 
-/* A branch that the audit may switch off. */
-struct attention_branch {
-    const char *name;
-};
+enum { ATTENTION_BRANCH_NAME = 40 };
 
 struct kind {
     const char *name;
@@ -103,9 +100,9 @@ struct kind {
     enum status (*cost)(const struct attention_layer *layer, int64_t length, struct attention_cost *cost);
     /* The kind's own numbers for the metrics line, as JSON members ("\"coefficient_mean\": 0.1"), into text. NULL: none. */
     enum status (*report)(const struct attention_layer *layer, char *text, size_t capacity);
-    /* Branches and how to switch each off (a mask of their indices; parameters are not changed). NULL: none. */
-    const struct attention_branch *branches;
-    int branch_count;
+    /* Name of branch number `branch` (from 0) that the audit may switch off; false past the last. NULL: none. */
+    bool (*branch_name)(const struct attention_layer *layer, int branch, char name[ATTENTION_BRANCH_NAME]);
+    /* Switches off the branches of the mask, a bit each, and the others on; parameters are not changed. */
     enum status (*switch_off)(struct attention_layer *layer, uint32_t branches);
 };
 
