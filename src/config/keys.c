@@ -65,7 +65,7 @@ const struct config_key config_keys[] = {
      .help = "lm: cross-entropy of a model from scratch; attention: each layer against the teacher's; kl: the output "
              "distribution"},
     {"stages", "train", KEY_TEXTS, STAGE(train), .count_offset = offsetof(struct config_stage, train_count),
-     .required = true, .help = "what trains: new, all, lora(RANK), or parts of parameter names such as attn.qkv"},
+     .required = true, .help = "what trains: new, all, lora(RANK[,svd[,fixed]]), or parts of parameter names such as attn.qkv"},
     {"stages", "length", KEY_INTEGER, STAGE(length), .required = true, .minimum = 1, .maximum = 16777216,
      .help = "T, tokens in a sequence"},
     {"stages", "batch", KEY_INTEGER, STAGE(batch), .required = true, .minimum = 1, .maximum = 1048576,

@@ -66,6 +66,11 @@ enum status linear_backward(const struct model *model, const struct linear *line
                             struct tensor low, struct tensor d_low, struct tensor dx);
 bool linear_trains(const struct linear *linear);
 
+/* Adds LoRA's rows as model->lora says; STATUS_USAGE when its rank is larger than a weight's. */
+enum status lora_add(struct model *model);
+/* With lora.svd: lora_a = the leading right singular vectors of the weight beside it, after the rows were initialised. */
+enum status lora_start(struct model *model, uint64_t seed);
+
 /* The views of q, k, v in a fused matrix [N,(H+2G)D]. */
 struct qkv_views {
     struct tensor q, k, v;

@@ -10,7 +10,7 @@ struct model {
     struct model_config config;
     struct params params;
     struct attention_layer *layers; /* [L]; a teacher's are all `full` */
-    int64_t lora_rank;              /* 0: none */
+    struct lora lora;               /* rank 0: none */
     const struct model *teacher;    /* whose frozen values a student shares; NULL: none */
     bool bf16;                      /* gemms may round their inputs to bf16 */
 };
@@ -20,7 +20,7 @@ struct model {
  * train: with gradients and moments for every parameter. */
 enum status model_new(const struct ops *ops, const struct model_config *config, bool train, struct model *model);
 enum status model_initialise(struct model *model, uint64_t seed);
-/* A student of `teacher` with the recipe's kinds. patterns: those of all its stages ("lora(r)" adds LoRA to attn.qkv and attn.out); what
+/* A student of `teacher` with the recipe's kinds. patterns: those of all its stages ("lora(r)" adds LoRA to attn.qkv and attn.out, see struct lora); what
  * they match is owned. Without patterns it only runs. Its added rows are initialised from `seed`. */
 enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
                           size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
