@@ -53,6 +53,11 @@ void plan_set_context(struct plan *plan, const struct attention_context *context
 /* Sums over the rows since the plan's forward pass (or model_align) of the layers' own losses, added up: *loss. */
 enum status plan_read_loss(struct plan *plan, double *loss);
 
+/* On: the passes of this plan look at the output of every operation (slow) until a value is not finite; which operation, layer and head
+ * it was: plan_probed, "" while there is none. Values and gradients are computed as ever. */
+void plan_probe(struct plan *plan, bool on);
+const char *plan_probed(const struct plan *plan);
+
 /* *bytes that a plan takes, without taking them. */
 enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes);
 enum status plan_open(const struct model *model, const struct plan_options *options, struct plan **plan);
