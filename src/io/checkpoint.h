@@ -61,8 +61,9 @@ enum status checkpoint_find(struct comm *comm, const char *run_directory, char *
 /* What MODEL names: *path = `model` itself when it is a checkpoint, the result of checkpoint_find when it is a run
  * directory. STATUS_NOT_FOUND when it is neither, without looking further. */
 enum status checkpoint_resolve(struct comm *comm, const char *model, char **path);
-bool checkpoint_is_checkpoint(const char *path); /* a directory with index.h5 */
-bool checkpoint_is_run(const char *path);        /* a directory with checkpoints/ */
+/* *is: a directory with index.h5; a directory with checkpoints/. STATUS_MEMORY when that cannot be told. */
+enum status checkpoint_is_checkpoint(const char *path, bool *is);
+enum status checkpoint_is_run(const char *path, bool *is);
 /* Steps of the run's checkpoints, newest first, whether they verify or not; release with free(). */
 enum status checkpoint_list(const char *run_directory, int64_t **steps, size_t *count);
 /* Keeps the newest `keep` (at least 1) that can be opened, of which at least one verifies in full, and removes what is

@@ -19,17 +19,10 @@ static int64_t longest_stage(const struct config *config) {
 }
 
 enum status run_find_teacher(const char *path, char **directory) {
-    char *inside = NULL, *config = NULL;
-    TRY(memory_format(&inside, "%s/model", path));
-    enum status status = memory_format(&config, "%s/config.json", inside);
-    bool of_run = status == STATUS_OK && file_exists(config);
-    free(config);
-    if (status == STATUS_OK && !of_run) {
-        free(inside);
-        return memory_copy_text(path, directory);
-    }
-    *directory = inside;
-    return status;
+    bool of_run = false;
+    *directory = NULL;
+    TRY(file_exists_in(path, "model/config.json", &of_run));
+    return of_run ? file_join(path, "model", directory) : memory_copy_text(path, directory);
 }
 
 static enum status check_tokenizer(const struct run *run, const struct run_options *options) {
