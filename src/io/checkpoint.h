@@ -49,6 +49,9 @@ struct checkpoint_attribute checkpoint_blob(const char *name, const void *data, 
 enum status checkpoint_save(struct comm *comm, const char *run_directory, int64_t step,
                             const struct checkpoint_item *items, size_t item_count,
                             const struct checkpoint_attribute *attributes, size_t attribute_count);
+/* Points `latest` at a checkpoint that is there, in case it was lost. It is for people and never read: that it cannot
+ * be made is only a warning. */
+enum status checkpoint_point_latest(struct comm *comm, const char *run_directory, int64_t step);
 /* *path = run_directory/checkpoints/step-NNNNNNNN; release with free(). */
 enum status checkpoint_path(const char *run_directory, int64_t step, char **path);
 
