@@ -220,8 +220,8 @@ static void test_row(void **state) {
     long whole = row->made && strncmp(row->line, "train", 5) == 0 ? WHOLE_SLOW
                  : strncmp(row->line, "eval", 4) == 0             ? WHOLE_SLOW
                                                                   : WHOLE;
-    for (int f = 0; inject_functions[f]; f++) {
-        const char *function = inject_functions[f];
+    for (int f = 0; inject_commands[f]; f++) {
+        const char *function = inject_commands[f];
         if (only_function && strcmp(only_function, function) != 0) continue;
         long call = 0, before = tried;
         while (!try_one(row, function, call)) {
