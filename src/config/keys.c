@@ -80,6 +80,8 @@ const struct config_key config_keys[] = {
      .maximum = 1e3, .help = "kl: of both distributions"},
     {"stages", "ce_share", KEY_REAL, STAGE(ce_share), .fallback = "0", .minimum = 0, .maximum = 1,
      .help = "kl: loss = (1 - share)·kl + share·cross-entropy"},
+    {"stages", "weights", KEY_BOOL, STAGE(weights), .fallback = "false",
+     .help = "attention: also the cross-entropy of the student's weights against the teacher's; T at most 2,048"},
     {"stages", "l1", KEY_REAL, STAGE(l1), .fallback = "0", .minimum = 0, .maximum = 1e6,
      .help = "λ of λ·Σ|c| on kinds' sparse parameters: c stays 0 while the loss changes by less than λ for a unit of it"},
     {"stages", "warmup_steps", KEY_INTEGER, STAGE(warmup_steps), .fallback = "-1", .minimum = 0, .maximum = MANY,

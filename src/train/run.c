@@ -9,6 +9,7 @@
 #include "io/huggingface.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static int64_t longest_stage(const struct config *config) {
     int64_t longest = 0;
@@ -164,10 +165,24 @@ void run_close(struct run *run) {
     *run = (struct run){0};
 }
 
+/* Every layer that is not `full` must be able to learn from weights. */
+static enum status check_weights(const struct run *run, const struct config_stage *stage) {
+    for (int64_t l = 0; stage->weights && l < run->student.config.layers; l++) {
+        const struct kind *kind = run->student.layers[l].kind;
+        if (kind->has_weights || strcmp(kind->name, "full") == 0) continue;
+        return error_set(STATUS_USAGE,
+                         "%s:%d: stages.%s.weights: layer %lld is of kind %s, whose weights are not positive on every "
+                         "pair; expected kinds that have a cross-entropy to the teacher's, such as kerformer",
+                         run->config->path, stage->line, stage->name, (long long)l, kind->name);
+    }
+    return STATUS_OK;
+}
+
 enum status run_start_stage(struct run *run, size_t index, int64_t *trained) {
     const struct config_stage *stage = &run->config->stages[index];
     TRY(batches_start(&run->batches, (int64_t)index, stage->length));
     TRY(open_windows(run, stage->length));
+    TRY(check_weights(run, stage));
     TRY(params_train(&run->student.params, stage->train, stage->train_count, trained));
     if (*trained > 0) return STATUS_OK;
     return error_set(STATUS_USAGE,

@@ -42,6 +42,7 @@ static void place_micro(struct distill *d, const struct step_settings *settings,
     struct attention_context context = {
         .training = true,
         .attention_stage = d->stage->objective == OBJECTIVE_ATTENTION,
+        .weights = d->stage->weights,
         .progress = (double)settings->step / (double)d->stage->steps,
         .updates = settings->total,
         .first_sample = settings->sample + d->part_first + micro * d->micro_batch,
