@@ -187,9 +187,9 @@ struct loss_rows {
 
 /* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on n elements, then the proximal step of λ|x|:
  *   g = grad_scale·grad; m = β1 m + (1−β1) g; v = β2 v + (1−β2) g²; m̂ = m/(1−β1^step); v̂ = v/(1−β2^step)
- *   x = x − lr·(m̂/(√v̂+ε) + decay·x);  x = sign(x)·max(|x| − lr·min(1, l1/(√v̂+ε)), 0)
+ *   u = m̂/(√v̂+ε);  x = x − lr·(u + decay·x);  x = sign(x)·max(|x| − lr·min(l1/(√v̂+ε), |u|+1), 0)
  * The proximal step is taken in AdamW's own metric: x rests at 0 while |m̂| ≤ l1, as for plain gradient descent on the sum of
- * loss and λ|x|, whatever the gradient's size; bounded by lr, because √v̂ is next to nothing where the loss is flat.
+ * loss and λ|x|, whatever the gradient's size. The bound: where the loss is flat √v̂ is next to nothing, and x then nears 0 by lr a step.
  * value: F32 (F64 in the oracle table), m, v: same; grad: same. All [n]. step counts from 1. */
 struct adamw {
     struct tensor value, grad, m, v;

@@ -8,7 +8,7 @@ enum status NAME(adamw)(const struct ops *ops, const struct adamw *a) {
     const real rest2 = (real)(1 - a->beta2), grad_scale = (real)a->grad_scale, epsilon = (real)a->epsilon;
     const real rate = (real)(a->lr / (1 - pow(a->beta1, (double)a->step)));
     const real correction = (real)(1 / sqrt(1 - pow(a->beta2, (double)a->step)));
-    const real decay = (real)(a->lr * a->decay), lr = (real)a->lr, l1 = (real)a->l1;
+    const real decay = (real)(a->lr * a->decay), lr = (real)a->lr, l1 = (real)(a->lr * a->l1);
     struct pieces p = pieces_of(a->value, true);
 #pragma omp parallel for num_threads(ops->device->threads) if (tensor_count(a->value) > PARALLEL_ELEMENTS)
     for (int64_t i = 0; i < p.count; i++) {
@@ -25,8 +25,9 @@ enum status NAME(adamw)(const struct ops *ops, const struct adamw *a) {
         }
         if (l1 > 0) {
             for (int64_t j = 0; j < n; j++) {
-                real share = l1 / (real_sqrt(v[j]) * correction + epsilon);
-                real size = real_abs(x[j]) - lr * (share < 1 ? share : 1);
+                real size = real_sqrt(v[j]) * correction + epsilon;
+                real threshold = l1 / size, most = rate * real_abs(m[j]) / size + lr;
+                size = real_abs(x[j]) - (threshold < most ? threshold : most);
                 x[j] = size > 0 ? (x[j] < 0 ? -size : size) : (x[j] == x[j] ? 0 : x[j]);
             }
         }

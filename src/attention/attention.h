@@ -24,6 +24,7 @@ struct attention_layer {
 struct attention_context {
     bool training;        /* false: evaluation, generation; the fields below are then those of a finished stage */
     bool attention_stage; /* objective `attention` */
+    bool weights;         /* and the cross-entropy of the kind's implied weights against the teacher's joins its own loss */
     double progress;      /* share of the stage's steps that are done, 0 … 1; 1 outside of training */
     int64_t updates;      /* steps of the whole run before this one */
     int64_t first_sample; /* number in the stage of sequence 0 of the batch; sequence b is first_sample + b */
@@ -69,14 +70,12 @@ struct attention_cost {
     double decode_bytes; /* state of one sequence at this T, one layer, F32 */
 };
 
-/* A branch that the audit may switch off. */
-struct attention_branch {
-    const char *name;
-};
+enum { ATTENTION_BRANCH_NAME = 40 };
 
 struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
+    bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
     bool reads_x;        /* o depends on pass.x directly, and backward writes pass.dx */
     /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
      * Released with free(). */
@@ -103,9 +102,9 @@ struct kind {
     enum status (*cost)(const struct attention_layer *layer, int64_t length, struct attention_cost *cost);
     /* The kind's own numbers for the metrics line, as JSON members ("\"coefficient_mean\": 0.1"), into text. NULL: none. */
     enum status (*report)(const struct attention_layer *layer, char *text, size_t capacity);
-    /* Branches and how to switch each off (a mask of their indices; parameters are not changed). NULL: none. */
-    const struct attention_branch *branches;
-    int branch_count;
+    /* Name of branch number `branch` (from 0) that the audit may switch off; false past the last. NULL: none. */
+    bool (*branch_name)(const struct attention_layer *layer, int branch, char name[ATTENTION_BRANCH_NAME]);
+    /* Switches off the branches of the mask, a bit each, and the others on; parameters are not changed. */
     enum status (*switch_off)(struct attention_layer *layer, uint32_t branches);
 };
 

@@ -301,14 +301,22 @@ static enum status switch_off(struct attention_layer *layer, uint32_t branches) 
     return STATUS_OK;
 }
 
-static const struct attention_branch branches[CANDIDATES_MAX] = {
-    {"candidate 0"}, {"candidate 1"}, {"candidate 2"}, {"candidate 3"},
-    {"candidate 4"}, {"candidate 5"}, {"candidate 6"}, {"candidate 7"},
-};
+/* As the recipe writes it: "window(32)". */
+static bool branch_name(const struct attention_layer *layer, int branch, char name[ATTENTION_BRANCH_NAME]) {
+    const struct masks_settings *settings = layer->settings;
+    if (branch >= settings->mixture.count) return false;
+    const struct candidate *c = &settings->mixture.candidates[branch];
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        if (forms[i].kind != c->kind) continue;
+        static const char *const formats[] = {"%s", "%s(%d)", "%s(%d,%d)"};
+        snprintf(name, ATTENTION_BRANCH_NAME, formats[forms[i].arguments], forms[i].name, c->a, c->b);
+    }
+    return true;
+}
 
 const struct kind kind_masks = {
     .name = "masks", .summary = "a learned mixture of candidate masks: windows, sinks, strides, blocks",
     .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = mixture_cache_close, .decode = decode, .cost = cost, .report = report,
-    .branches = branches, .branch_count = CANDIDATES_MAX, .switch_off = switch_off,
+    .branch_name = branch_name, .switch_off = switch_off,
 };

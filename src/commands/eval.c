@@ -5,20 +5,21 @@
 #include "commands/commands.h"
 #include "commands/eval_print.h"
 #include "commands/with_model.h"
+#include "eval/audit.h"
 #include "eval/variants.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS_MAX = 5 };
+enum { ROWS_MAX = 5 + AUDIT_BRANCHES_MAX };
 
 struct eval_command {
     struct model_options model;
     struct option_list data;
     const char *json;
     int64_t length, stride, batch, sequences, seed;
-    bool ladder, joined, documents, no_baselines;
+    bool ladder, joined, documents, no_baselines, audit;
 };
 
 /* The models of the table, those that this command made, and what was found. */
@@ -29,6 +30,7 @@ struct eval_table {
     struct model made[3];
     size_t made_count;
     char window_name[64];
+    char audit_names[AUDIT_BRANCHES_MAX][ATTENTION_BRANCH_NAME + 8];
 };
 
 static void add_row(struct eval_table *table, const char *name, const struct model *model) {
@@ -44,7 +46,12 @@ static enum status add_baselines(const struct eval_command *o, const struct load
     add_row(table, "untrained", &made[table->made_count++]);
     TRY(variant_no_attention(loaded->teacher, loaded->model, &made[1]));
     add_row(table, "no attention", &made[table->made_count++]);
-    TRY(variant_window(loaded->teacher, loaded->model, o->length, &narrowest, &widest, &made[2]));
+    enum status status = variant_window(loaded->teacher, loaded->model, o->length, &narrowest, &widest, &made[2]);
+    if (status == STATUS_NOT_FOUND) { /* linear kinds have no density that a window could have too */
+        error_clear();
+        return STATUS_OK;
+    }
+    TRY(status);
     if (narrowest == widest) {
         snprintf(table->window_name, sizeof table->window_name, "window %lld", (long long)widest);
     } else {
@@ -69,6 +76,29 @@ static enum status make_table(const struct eval_command *o, const struct loaded_
     add_row(table, loaded->teacher ? "student" : "model", loaded->model);
     bool comparable = loaded->teacher && loaded->rule_count > 0 && has_kinds(loaded->model);
     return comparable && !o->no_baselines ? add_baselines(o, loaded, table) : STATUS_OK;
+}
+
+/* The student again with each of its branches switched off. */
+static enum status audit_branches(const struct eval_command *o, const struct with_model *with,
+                                  const struct windows *windows, struct eval_table *table) {
+    struct audit audit;
+    struct model *model = with->loaded.model;
+    enum status status = STATUS_OK;
+    audit_list(model, &audit);
+    for (size_t i = 0; i < audit.count && status == STATUS_OK; i++) {
+        char *name = table->audit_names[i];
+        struct evaluate_options options = {.batch = o->batch, .label = name};
+        snprintf(name, sizeof table->audit_names[i], "no %s", audit.names[i]);
+        add_row(table, name, model);
+        size_t row = table->count - 1;
+        status = audit_switch(model, audit.names[i]);
+        if (status == STATUS_OK) {
+            status = evaluate_run(with->loaded.teacher, &table->rows[row], 1, windows, &options, with->comm,
+                                  &table->figures[row]);
+        }
+    }
+    KEEP_FIRST(status, audit_switch(model, NULL));
+    return status;
 }
 
 static void free_table(struct eval_table *table) {
@@ -143,6 +173,7 @@ static enum status evaluate(const struct eval_command *o, struct with_model *wit
     TRY_GOTO(done, comm_agree(with->comm, make_table(o, loaded, &table)));
     TRY_GOTO(done,
              evaluate_run(loaded->teacher, table.rows, table.count, windows, &options, with->comm, table.figures));
+    if (o->audit) TRY_GOTO(done, audit_branches(o, with, windows, &table));
     if (o->ladder) TRY_GOTO(done, climb(o, loaded, windows, with->comm, rungs));
     if (speaks) status = report(o, loaded, windows, &table, o->ladder ? rungs : NULL);
     if (speaks && o->ladder && status == STATUS_OK) status = judge(rungs);
@@ -199,6 +230,7 @@ static enum status run(int argc, char **argv) {
         {"documents", OPTION_FLAG, &o.documents, 0, 0},
         {"no-baselines", OPTION_FLAG, &o.no_baselines, 0, 0},
         {"ladder", OPTION_FLAG, &o.ladder, 0, 0},
+        {"audit", OPTION_FLAG, &o.audit, 0, 0},
         {"json", OPTION_TEXT, &o.json, 0, 0},
     };
     enum status status = options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL);
@@ -227,6 +259,7 @@ const struct command command_eval = {
         "  --sequences N        at most so many, spread evenly (all)\n"
         "  --batch B            sequences in a forward pass (8)\n"
         "  --no-baselines       the student and its teacher only\n"
+        "  --audit              also the student with each branch of its attention switched off\n"
         "  --ladder             also the exactness ladder; exit code 1 when a rung fails\n"
         "  --seed S             of the untrained student's parameters (1)\n"
         "  --json FILE          figures as JSON; - is standard output\n"

@@ -50,6 +50,12 @@ cmp one.json two.json || fail "eval: 1 and 2 ranks differ"
 between "teacher's perplexity" "$(figure teacher perplexity one.json)" 3 5
 between "no attention, first layer full" "$(figure 'no attention' kl one.json)" 0.5 4.5
 
+# --- its audit: a row for every branch, worse without the window, unchanged without what starts at 0 and hardly trained ---
+must "$squint" eval --model run --data corpus1-valid-00000.h5 --length 100 --sequences 2 --no-baselines --audit --json audit.json
+for branch in 'window(24)' 'sinks(2)' 'offset(40)'; do grep -q "\"no $branch\"" audit.json || fail "no row for $branch"; done
+between "no window over all branches: KL" "$(awk -v a="$(figure 'no window(24)' kl audit.json)" -v b="$(figure student kl audit.json)" 'BEGIN { print a / b }')" 2 1e9
+between "no sinks over all branches: KL" "$(awk -v a="$(figure 'no sinks(2)' kl audit.json)" -v b="$(figure student kl audit.json)" 'BEGIN { print a / b }')" 0.8 1.25
+
 # --- the whole model with a window of 32 ---
 cat >window.yaml <<RECIPE
 run: window

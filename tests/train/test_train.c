@@ -208,6 +208,36 @@ static void make_params(const struct ops *ops, struct params *params) {
     for (int64_t i = 0; i < params->owned_elements; i++) gradient[i] = (float)rng_normal(9, RNG_TEST, (uint64_t)i);
 }
 
+/* With λ = 0.1 a coefficient of 0 rests while the gradient's running mean is below λ, however AdamW would scale its
+ * step; one whose gradient stays above λ leaves 0, and one that lives on nothing dies. */
+static void test_proximal_rest(void **state) {
+    (void)state;
+    enum { N = 3 };
+    const struct ops *ops = NULL;
+    float x[N] = {0, 0, 0.05f}, m[N] = {0}, v[N] = {0}, g[N];
+    CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &ops));
+    for (int64_t step = 1; step <= 60; step++) {
+        g[0] = step == 30 ? 0.5f : 1e-3f; /* m̂ stays below 0.06, but leaps against √v̂ */
+        g[1] = -0.2f;
+        g[2] = 0;
+        struct adamw a = {.value = tensor_1d(x, DTYPE_F32, N),
+                          .grad = tensor_1d(g, DTYPE_F32, N),
+                          .m = tensor_1d(m, DTYPE_F32, N),
+                          .v = tensor_1d(v, DTYPE_F32, N),
+                          .lr = 1e-2,
+                          .beta1 = 0.9,
+                          .beta2 = 0.999,
+                          .epsilon = 1e-8,
+                          .l1 = 0.1,
+                          .grad_scale = 1,
+                          .step = step};
+        CHECK_OK(ops->adamw(ops, &a));
+        assert_true(x[0] == 0 && x[1] > 0 && x[2] >= 0 && x[2] > 0.05f - 1.001e-2f * (float)step);
+    }
+    assert_true(x[2] == 0);
+    ops->close(ops);
+}
+
 /* Three steps against the formula in double. */
 static void test_optimizer(void **state) {
     (void)state;
@@ -234,7 +264,7 @@ static void test_optimizer(void **state) {
         CHECK_OK(optimizer_norm(&optimizer, &norm, &bad));
         assert_int_equal(bad, -1);
         assert_true(fabs(norm - sqrt(expected)) < 1e-6 * norm && norm > config.train.clip);
-        struct optimizer_step step = {.lr = 0.01, .l1 = 0.15, .norm = norm, .update = update};
+        struct optimizer_step step = {.lr = 0.01, .l1 = 0.4, .norm = norm, .update = update};
         CHECK_OK(optimizer_update(&optimizer, &config, &step));
         for (int r = 0; r < ROWS; r++) {
             for (int64_t n = 0; n < rows[r].count; n++) {
@@ -246,8 +276,9 @@ static void test_optimizer(void **state) {
                     double mean = m[i] / (1 - pow(0.9, (double)update)),
                            square = v[i] / (1 - pow(0.95, (double)update));
                     x[i] -= 0.01 * (mean / (sqrt(square) + 1e-8) + (rows[r].decay ? 0.1 : 0) * x[i]);
-                    double share = 0.15 / (sqrt(square) + 1e-8), shrink = rows[r].sparse ? 0.01 * fmin(share, 1) : 0;
-                    if (rows[r].sparse) bounded[share > 1]++;
+                    double share = 0.4 / (sqrt(square) + 1e-8), most = fabs(mean) / (sqrt(square) + 1e-8) + 1;
+                    double shrink = rows[r].sparse ? 0.01 * fmin(share, most) : 0;
+                    if (rows[r].sparse) bounded[share > most]++;
                     x[i] = copysign(fmax(fabs(x[i]) - shrink, 0), x[i]);
                 }
                 assert_true(fabs((double)values[i] - x[i]) < 1e-6);
@@ -276,7 +307,8 @@ static void test_optimizer(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order),      cmocka_unit_test(test_ranks),    cmocka_unit_test(test_documents),
-        cmocka_unit_test(test_wrong_data), cmocka_unit_test(test_schedule), cmocka_unit_test(test_optimizer),
+        cmocka_unit_test(test_wrong_data), cmocka_unit_test(test_schedule), cmocka_unit_test(test_proximal_rest),
+        cmocka_unit_test(test_optimizer),
     };
     return cmocka_run_group_tests_name("train", tests, scratch_make, scratch_remove);
 }
