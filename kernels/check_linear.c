@@ -51,7 +51,7 @@ static enum status check_forward(const struct ops *ops, const char *operation, c
     if (a->window < 0 || a->chunk < 0)
         return error_set(STATUS_SHAPE, "%s: window and chunk: expected at least 0, found %lld and %lld", operation,
                          (long long)a->window, (long long)a->chunk);
-    if (!a->causal && (a->window > 0 || tensor_present(a->features.squeeze)))
+    if (!a->causal && (a->window > 0 || a->near_only || tensor_present(a->features.squeeze)))
         return error_set(STATUS_SHAPE, "%s: both directions: only without a window and without squeeze", operation);
     return STATUS_OK;
 }

@@ -139,6 +139,7 @@ struct features {
  * value other than 0 run as with window 0. causal false: all tokens of the document; only without window and squeeze.
  * log_sums [B,H,T] f32 statistics: log Σ_j w_ij, kept for the backward pass; −inf where every weight is below what the dtype
  * can hold, then o = 0.
+ * near_only: earlier tokens have no weight, for an audit of what the window does alone; causal only.
  * chunk: tokens that are taken at once (0: the device's choice); it changes results by rounding only.
  * A query's exponents lose their own maximum, a key's its own maximum a_j, and the key is weighted by e^{a_j − P}, P the largest
  * a of the document's keys that the query's far part holds: no later token changes a bit of an output. Features are never stored: memory
@@ -147,7 +148,7 @@ struct linear_attention {
     struct tensor q, k, v, start, no_window, o, log_sums;
     struct features features;
     int64_t window, chunk;
-    bool causal;
+    bool causal, near_only;
     double scale;
 };
 /* dq, dk, dv: written, same shapes and stride rules as q, k, v. The gradients of the features' parameters, same shapes (parameter dtype;
@@ -168,6 +169,7 @@ struct linear_attention_decode {
     struct tensor sums, peaks, means, near_k, near_v;
     struct features features;
     int64_t position;
+    bool near_only;
     double scale;
 };
 

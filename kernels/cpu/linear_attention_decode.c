@@ -138,7 +138,7 @@ static void decode_head(const struct decode_call *c, int64_t b, int64_t head, st
     const real *q = real_data(a->q) + b * a->q.stride[0] + head * a->q.stride[1];
     real *o = real_data(a->o) + b * a->o.stride[0] + head * a->o.stride[1];
     const real exponent = far_part(c, b, head, q, s);
-    const bool far = s->far[width] > TINY;
+    const bool far = !a->near_only && s->far[width] > TINY;
     const real far_log = far ? exponent + real_log(s->far[width]) : -REAL_INFINITY;
     real near_log = -REAL_INFINITY;
     if (count > 0) {

@@ -10,7 +10,7 @@ void NAME(linear_chunk)(struct linear_unit *u, int64_t first) {
     u->count = least(u->call->chunk, u->end - first);
     u->far_first = first - u->window > 0 ? first - u->window : 0;
     u->far_count = first + u->count - u->window - u->far_first;
-    if (u->far_count < 0) u->far_count = 0;
+    if (u->far_count < 0 || u->call->a->near_only) u->far_count = 0;
     u->near_first = first - u->window + 1 > 0 ? first - u->window + 1 : 0;
     u->near_count = u->window > 0 ? first + u->count - u->near_first : 0;
 }

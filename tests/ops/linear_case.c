@@ -166,6 +166,7 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
     a->o = tensor_4d(o.data, o.dtype, row->batch, row->length, row->heads, row->width);
     a->log_sums = tensor_3d(sums.data, sums.dtype, row->batch, row->heads, row->length);
     a->window = row->window;
+    a->near_only = row->near_only;
     a->chunk = row->chunk;
     a->causal = !row->bidirectional;
     a->scale = 1 / sqrt((double)row->width);

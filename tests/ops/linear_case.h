@@ -16,6 +16,7 @@ struct linear_case {
     bool shared;      /* one map for all heads: stride 0 */
     bool no_window;   /* the second sequence runs without */
     bool repeated;    /* all tokens are the first */
+    bool near_only;   /* the window alone */
     double magnitude; /* of q and k; 0: 1 */
     int64_t chunk;
 };

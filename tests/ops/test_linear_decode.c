@@ -16,6 +16,7 @@ static const struct linear_case cases[] = {
     {"hedgehog, window over all", 1, 33, 2, 1, 8, FEATURE_HEDGEHOG, 8, 0, 40, .cuts = {20}},
     {"relu, squeeze", 2, 70, 4, 2, 8, FEATURE_RELU, 20, 5, 9, .bias = true, .beta = true, .cuts = {33}},
     {"relu, squeeze, no window", 1, 40, 2, 1, 8, FEATURE_RELU, 12, 3, 0, .cuts = {13}},
+    {"the window alone", 1, 40, 2, 1, 8, FEATURE_HEDGEHOG, 8, 0, 5, .cuts = {20}, .near_only = true},
     {"one token", 3, 1, 2, 1, 8, FEATURE_EXP, 16, 0, 2, .cuts = {0}},
 };
 
@@ -72,7 +73,8 @@ static void decode_case(const struct ops *ops, const struct linear_case *row) {
     struct linear_arrays x;
     linear_fill(row, &x);
     linear_run(ops, row, &x, false);
-    struct linear_attention_decode a = {.features = features_of(ops, row, &x), .scale = 1 / sqrt((double)row->width)};
+    struct linear_attention_decode a = {.features = features_of(ops, row, &x), .near_only = row->near_only};
+    a.scale = 1 / sqrt((double)row->width);
     struct tensor q = allocate(ops, tensor_1d(NULL, DTYPE_F64, tokens * row->heads * row->width), x.in[LINEAR_Q]);
     struct tensor k = allocate(ops, tensor_1d(NULL, DTYPE_F64, tokens * row->groups * row->width), x.in[LINEAR_K]);
     struct tensor v = allocate(ops, tensor_1d(NULL, DTYPE_F64, tokens * row->groups * row->width), x.in[LINEAR_V]);

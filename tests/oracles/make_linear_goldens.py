@@ -70,6 +70,7 @@ def run(case):
                 phi_q = phi_q * e
             far = phi_q @ phi_k.T * (torch.exp(x["beta"][h]) if case.get("beta") else 1)
             exact = torch.exp(q @ k.T / D**0.5)
+            far = far * (0 if case.get("near_only") else 1)
             weights = torch.where(near, exact, torch.where(seen & ~near, far, 0.0))
             o.append(weights @ v / weights.sum(1, keepdim=True))
     o = torch.stack(o).view(B, H, T, D).transpose(1, 2)
@@ -98,13 +99,14 @@ CASES = [
          cuts=[33]),
     dict(name="hedgehog, squeeze, no window", shape=(1, 40, 2, 1, 8), kind="hedgehog", columns=8, hidden=5),
     dict(name="window over everything", shape=(1, 40, 2, 1, 8), kind="hedgehog", columns=8, window=64),
+    dict(name="the window alone", shape=(1, 90, 2, 1, 8), kind="hedgehog", columns=8, window=7, near_only=True, cuts=[50]),
     dict(name="one token", shape=(3, 1, 2, 1, 8), kind="exp", columns=16),
 ]
 
 print(f"/* Made by tests/oracles/make_linear_goldens.py with PyTorch {torch.__version__.split('+')[0]}, float64. */")
 for case in CASES:
     B, T, H, G, D = case["shape"]
-    flags = [f".{n} = true" for n in ("bidirectional", "bias", "beta", "shared", "no_window") if case.get(n)]
+    flags = [f".{n} = true" for n in ("bidirectional", "bias", "beta", "shared", "no_window", "near_only") if case.get(n)]
     print(f'{{{{"{case["name"]}", {B}, {T}, {H}, {G}, {D}, {KINDS[case["kind"]]}, {case["columns"]},'
           f' {case.get("hidden", 0)}, {case.get("window", 0)},')
     print("  " + ", ".join([f'.cuts = {{{", ".join(map(str, case.get("cuts", [0])))}}}'] + flags) + "},")
