@@ -53,6 +53,7 @@ static enum status refuse_other(const struct prep *prep, const char *path) {
                 shard.info.tokenizer_hash == tokenizer_hash(prep->tokenizer);
     shard_close(&shard);
     if (same) return STATUS_OK;
+    if (status == STATUS_MEMORY) return status;
     error_clear();
     return error_set(STATUS_USAGE, "%s: exists and %s; choose another --out, or --force to remove it", path,
                      status == STATUS_OK ? "was made from other text or with other settings"
@@ -74,19 +75,22 @@ static enum status remove_outputs(const struct prep *prep) {
     return status;
 }
 
-/* Is the shard there, of this work, and whole? `warn`: names a damaged one, which will be made again. */
-static bool shard_is_done(const struct prep *prep, const char *path, int64_t tokens, bool warn) {
+/* *done: the shard is there, of this work, and whole. `warn`: names a damaged one, which will be made again. */
+static enum status shard_is_done(const struct prep *prep, const char *path, int64_t tokens, bool warn, bool *done) {
     struct shard shard = {0};
-    if (!file_exists(path)) return false;
+    *done = false;
+    if (!file_exists(path)) return STATUS_OK;
     enum status status = shard_open(path, &shard);
     if (status == STATUS_OK && (shard.info.source_hash != prep->key || shard.info.tokens != tokens)) {
         status = error_set(STATUS_DAMAGED, "%s: holds something else than it should", path);
     }
     if (status == STATUS_OK) status = shard_verify(&shard);
+    shard_close(&shard);
+    if (status == STATUS_MEMORY) return status;
     if (status != STATUS_OK && warn) log_warning("%s; made again", error_message());
     error_clear();
-    shard_close(&shard);
-    return status == STATUS_OK;
+    *done = status == STATUS_OK;
+    return STATUS_OK;
 }
 
 static int64_t shard_count(const struct prep *prep, int64_t tokens) {
@@ -132,8 +136,10 @@ enum status prep_check_outputs(struct prep *prep, bool *done) {
         for (int64_t i = 0; i < prep->summary->shards[split] && *done; i++) {
             char *path = NULL;
             TRY(prep_shard_path(prep->options->out, (enum prep_split)split, i, &path));
-            *done = shard_is_done(prep, path, shard_length(prep, prep->summary->tokens[split], i), false);
+            enum status status =
+                shard_is_done(prep, path, shard_length(prep, prep->summary->tokens[split], i), false, done);
             free(path);
+            TRY(status);
         }
     }
     /* What a killed run was writing when it ended. */
@@ -200,7 +206,9 @@ static enum status make_shard(const struct prep *prep, enum prep_split split, in
     describe_source(prep, info.source, sizeof info.source);
     int64_t count = shard_length(prep, prep->summary->tokens[split], index);
     TRY_GOTO(done, prep_shard_path(prep->options->out, split, index, &path));
-    if (shard_is_done(prep, path, count, true)) goto done;
+    bool is_done = false;
+    TRY_GOTO(done, shard_is_done(prep, path, count, true, &is_done));
+    if (is_done) goto done;
     TRY_GOTO(done, shard_writer_open(path, &info, &writer));
     TRY_GOTO(done, write_tokens(prep, writer, split, index * prep->options->shard_tokens, count));
     status = shard_writer_close(&writer);

@@ -28,15 +28,19 @@ static json_t *pack_splits(const int64_t values[PREP_SPLITS]) {
     return json_pack("{s:I, s:I}", "train", (json_int_t)values[PREP_TRAIN], "valid", (json_int_t)values[PREP_VALID]);
 }
 
+/* NULL: no memory. */
 static json_t *pack_paths(const struct prep_options *options, const struct prep_summary *summary) {
     json_t *list = json_array();
     for (int split = 0; split < PREP_SPLITS && list; split++) {
         for (int64_t i = 0; i < summary->shards[split]; i++) {
             char *path = NULL;
-            if (prep_shard_path(options->out, (enum prep_split)split, i, &path) == STATUS_OK) {
-                json_array_append_new(list, json_string(path));
-            }
+            bool added = prep_shard_path(options->out, (enum prep_split)split, i, &path) == STATUS_OK &&
+                         json_array_append_new(list, json_string(path)) == 0;
             free(path);
+            if (!added) {
+                json_decref(list);
+                return NULL;
+            }
         }
     }
     return list;

@@ -5,6 +5,7 @@
 
 #include "base/tensor.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -19,6 +20,7 @@
 typedef double real;
 enum { DTYPE_REAL = DTYPE_F64 };
 #define REAL_INFINITY ((real)INFINITY)
+#define REAL_LARGEST  DBL_MAX
 
 static inline real real_exp(real x) {
     return exp(x);
@@ -47,6 +49,7 @@ static inline real real_sigmoid(real x) {
 typedef float real;
 enum { DTYPE_REAL = DTYPE_F32 };
 #define REAL_INFINITY INFINITY
+#define REAL_LARGEST  FLT_MAX
 
 /* e^x within 2 units in the last place; results below 1.9e-38 become 0, so that nothing denormal is computed with.
  * -inf gives 0, +inf and overflow +inf, NaN NaN. No branch, no table: a loop of it vectorises, and nothing in it
@@ -135,11 +138,13 @@ static inline void real_axpy(real alpha, const real *restrict x, real *restrict 
     for (int64_t i = 0; i < n; i++) y[i] += alpha * x[i];
 }
 
+/* The largest element; −inf when all are, or there is none. A reduction may begin at the least finite number (clang's
+ * does, gcc's does not). */
 static inline real real_row_max(const real *x, int64_t n) {
     real most = -REAL_INFINITY;
 #pragma omp simd reduction(max : most)
     for (int64_t i = 0; i < n; i++) most = x[i] > most ? x[i] : most;
-    return most;
+    return most > -REAL_LARGEST ? most : -REAL_INFINITY;
 }
 
 /* The elements of a tensor, typed. */

@@ -24,6 +24,7 @@ struct attention_layer {
 struct attention_context {
     bool training;        /* false: evaluation, generation; the fields below are then those of a finished stage */
     bool attention_stage; /* objective `attention` */
+    bool weights;         /* and the cross-entropy of the kind's implied weights against the teacher's joins its own loss */
     double progress;      /* share of the stage's steps that are done, 0 … 1; 1 outside of training */
     int64_t updates;      /* steps of the whole run before this one */
     int64_t first_sample; /* number in the stage of sequence 0 of the batch; sequence b is first_sample + b */
@@ -74,6 +75,7 @@ enum { ATTENTION_BRANCH_NAME = 40 };
 struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
+    bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
     bool reads_x;        /* o depends on pass.x directly, and backward writes pass.dx */
     /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
      * Released with free(). */

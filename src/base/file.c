@@ -21,11 +21,22 @@ static enum status system_error(const char *action, const char *path) {
     return error_set(code, "%s: cannot %s: %s", path, action, strerror(errno));
 }
 
-bool file_exists(const char *path) { return access(path, F_OK) == 0; }
+bool file_exists(const char *path) {
+    return access(path, F_OK) == 0;
+}
 
 bool file_is_directory(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+enum status file_exists_in(const char *directory, const char *name, bool *found) {
+    char *path = NULL;
+    *found = false;
+    TRY(file_join(directory, name, &path));
+    *found = file_exists(path);
+    free(path);
+    return STATUS_OK;
 }
 
 enum status file_size(const char *path, int64_t *bytes) {
@@ -148,7 +159,8 @@ done:
 enum status file_remove_tree(const char *path) {
     struct stat info;
     if (lstat(path, &info) != 0) return errno == ENOENT ? STATUS_OK : system_error("look at it", path);
-    if (!S_ISDIR(info.st_mode)) return unlink(path) == 0 || errno == ENOENT ? STATUS_OK : system_error("remove it", path);
+    if (!S_ISDIR(info.st_mode))
+        return unlink(path) == 0 || errno == ENOENT ? STATUS_OK : system_error("remove it", path);
     char **names = NULL;
     size_t count = 0;
     enum status status = file_list(path, &names, &count);
@@ -170,7 +182,9 @@ static enum status append_copy(char ***list, size_t *count, const char *text) {
     return STATUS_OK;
 }
 
-static int compare_texts(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int compare_texts(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
 enum status file_glob(const char *pattern, char ***paths, size_t *count) {
     glob_t found = {0};
@@ -180,7 +194,9 @@ enum status file_glob(const char *pattern, char ***paths, size_t *count) {
     if (result == GLOB_NOMATCH) {
         return error_set(STATUS_NOT_FOUND, "%s: no file matches", pattern);
     }
-    enum status status = result == 0 ? STATUS_OK : error_set(STATUS_IO, "%s: cannot be listed", pattern);
+    enum status status = result == 0              ? STATUS_OK
+                         : result == GLOB_NOSPACE ? error_set(STATUS_MEMORY, "%s: no memory to list it", pattern)
+                                                  : error_set(STATUS_IO, "%s: cannot be listed", pattern);
     for (size_t i = 0; result == 0 && i < found.gl_pathc && status == STATUS_OK; i++) {
         status = append_copy(paths, count, found.gl_pathv[i]);
     }

@@ -10,6 +10,8 @@
 
 bool file_exists(const char *path);
 bool file_is_directory(const char *path);
+/* *found: whether directory/name is there. STATUS_MEMORY, *found false, when that cannot be told. */
+enum status file_exists_in(const char *directory, const char *name, bool *found);
 /* Bytes of the file at `path`. STATUS_NOT_FOUND or STATUS_IO names it. */
 enum status file_size(const char *path, int64_t *bytes);
 /* *out = the whole file and a NUL after it (not counted in *length); release with free(). */
@@ -20,8 +22,8 @@ enum status file_make_directory(const char *path);
 enum status file_join(const char *directory, const char *name, char **out);
 /* Flushes a file's, or a directory's, contents to the disk. */
 enum status file_sync(const char *path);
-/* Flushes `temporary`, renames it to `path` and flushes the directory that holds it. After STATUS_OK the file survives a
- * power cut; on failure `path` is what it was and `temporary` is removed. Both on one file system. */
+/* Flushes `temporary`, renames it to `path` and flushes the directory that holds it. After STATUS_OK the file survives
+ * a power cut; on failure `path` is what it was and `temporary` is removed. Both on one file system. */
 enum status file_publish(const char *temporary, const char *path);
 /* Writes `length` bytes to path.tmp-PID and publishes them at `path`. */
 enum status file_write(const char *path, const void *data, size_t length);

@@ -104,7 +104,8 @@ static enum status open_bench(struct bench *bench, struct bench_step_result *res
     TRY(batches_open(bench->config.train_data, bench->config.train_data_count, true, 1, &bench->batches));
     TRY(batches_start(&bench->batches, 0, o->length));
     const struct config_stage *stage = &bench->config.stages[0];
-    TRY(stage_measure(&bench->config, stage, &bench->teacher, &bench->student, o->batch, 0, &bench->memory));
+    const struct stage_choice choice = stage_choice_of(&bench->config);
+    TRY(stage_measure(&choice, stage, &bench->teacher, &bench->student, o->batch, 0, &bench->memory));
     bench->distill = (struct distill){.config = &bench->config,
                                       .stage = stage,
                                       .teacher = &bench->teacher,

@@ -143,11 +143,15 @@ static enum status inspect_run(const char *path, bool verify, json_t *facts) {
         put_text(line, "state", status == STATUS_OK ? (verify ? "verified" : "not verified") : error_message());
         free(checkpoint);
         if (status == STATUS_MEMORY) break;
-        if (status != STATUS_OK && verify && !fault) (void)memory_copy_text(error_message(), &fault);
+        bool first_fault = status != STATUS_OK && verify && !fault;
+        status = first_fault ? memory_copy_text(error_message(), &fault) : STATUS_OK;
         error_clear();
-        status = STATUS_OK;
+        if (status != STATUS_OK) {
+            status = error_set(STATUS_MEMORY, "%s: no memory for a message", path);
+            break;
+        }
     }
-    if (fault) status = error_set(STATUS_DAMAGED, "%s", fault);
+    if (status == STATUS_OK && fault) status = error_set(STATUS_DAMAGED, "%s", fault);
     free(fault);
     free(steps);
     return status;
@@ -229,23 +233,22 @@ static enum status inspect_model(const char *path, bool verify, json_t *facts) {
 
 /* --- which it is ------------------------------------------------------------------------------------------------ */
 
-static bool has(const char *directory, const char *name) {
-    char *path = NULL;
-    bool found = file_join(directory, name, &path) == STATUS_OK && file_exists(path);
-    free(path);
-    return found;
-}
-
 static bool ends_with(const char *text, const char *end) {
     size_t length = strlen(text), n = strlen(end);
     return length >= n && strcmp(text + length - n, end) == 0;
 }
 
 static enum status inspect_directory(const char *path, bool verify, json_t *facts) {
-    if (checkpoint_is_checkpoint(path)) return inspect_checkpoint(path, verify, facts);
-    if (checkpoint_is_run(path)) return inspect_run(path, verify, facts);
-    if (has(path, "config.json")) return inspect_model(path, verify, facts);
-    if (has(path, "tokenizer.json") || has(path, "vocab.json")) {
+    bool checkpoint = false, run = false, model = false, json = false, vocabulary = false;
+    TRY(checkpoint_is_checkpoint(path, &checkpoint));
+    TRY(checkpoint_is_run(path, &run));
+    TRY(file_exists_in(path, "config.json", &model));
+    TRY(file_exists_in(path, "tokenizer.json", &json));
+    TRY(file_exists_in(path, "vocab.json", &vocabulary));
+    if (checkpoint) return inspect_checkpoint(path, verify, facts);
+    if (run) return inspect_run(path, verify, facts);
+    if (model) return inspect_model(path, verify, facts);
+    if (json || vocabulary) {
         put_text(facts, "kind", "tokenizer");
         return STATUS_OK;
     }
@@ -260,9 +263,11 @@ static enum status inspect_hdf5(const char *path, bool verify, json_t *facts) {
     struct h5 *file = NULL;
     char *format = NULL;
     TRY(h5_open(path, &file));
-    if (h5_attribute_exists(file, "/", "format")) (void)h5_attribute_get_text(file, "/", "format", &format);
+    enum status status = STATUS_OK;
+    if (h5_attribute_exists(file, "/", "format")) status = h5_attribute_get_text(file, "/", "format", &format);
     h5_close(&file);
-    error_clear();
+    if (status == STATUS_MEMORY) return status;
+    error_clear(); /* a format that is no text: opening it as a shard says so */
     bool part = format && strncmp(format, "squint checkpoint", 17) == 0;
     free(format);
     if (!part) return inspect_shard(path, verify, facts);

@@ -10,16 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool holds_tokenizer(const char *directory) {
-    static const char *const names[] = {"tokenizer.json", "vocab.json"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        char *path = NULL;
-        if (file_join(directory, names[i], &path) != STATUS_OK) return false;
-        bool found = file_exists(path);
-        free(path);
-        if (found) return true;
-    }
-    return false;
+static enum status holds_tokenizer(const char *directory, bool *holds) {
+    TRY(file_exists_in(directory, "tokenizer.json", holds));
+    return *holds ? STATUS_OK : file_exists_in(directory, "vocab.json", holds);
 }
 
 /* The tokenizer that the recipe names, or that lies beside the teacher: its hash is what the shards must carry. */
@@ -31,7 +24,9 @@ static enum status read_tokenizer(const struct config *config, char **path, uint
         TRY(memory_copy_text(config->tokenizer, path));
     } else if (config->teacher) {
         TRY(run_find_teacher(config->teacher, path));
-        if (!holds_tokenizer(*path)) return STATUS_OK;
+        bool holds = false;
+        TRY(holds_tokenizer(*path, &holds));
+        if (!holds) return STATUS_OK;
     } else {
         return STATUS_OK;
     }

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+enum { WEIGHTS_LENGTH_MAX = 2048 }; /* T of a stage that visits all pairs */
+
 static int64_t longest_stage(const struct config *config) {
     int64_t longest = 0;
     for (size_t i = 0; i < config->stage_count; i++) {
@@ -121,6 +123,14 @@ static enum status check_objective(const struct config *config, const struct con
     if (stage->objective != OBJECTIVE_KL && stage->ce_share != 0) {
         return error_set(STATUS_USAGE, "%s:%d: stages.%s.ce_share: only objective kl has one, found it with %s", path,
                          stage->line, stage->name, objective);
+    }
+    if (stage->objective != OBJECTIVE_ATTENTION && stage->weights) {
+        return error_set(STATUS_USAGE, "%s:%d: stages.%s.weights: only objective attention has them, found true with %s",
+                         path, stage->line, stage->name, objective);
+    }
+    if (stage->weights && stage->length > WEIGHTS_LENGTH_MAX) {
+        return error_set(STATUS_USAGE, "%s:%d: stages.%s.weights: all pairs are visited; expected a length of at most %d, found %lld",
+                         path, stage->line, stage->name, WEIGHTS_LENGTH_MAX, (long long)stage->length);
     }
     if (stage->objective == OBJECTIVE_LM && stage->l1 != 0) {
         return error_set(STATUS_USAGE, "%s:%d: stages.%s.l1: a from_scratch model has no sparse parameters", path,

@@ -40,6 +40,7 @@ struct config_stage {
     double lr, lr_end;            /* peak; at the stage's end (default: lr/10) */
     double temperature;           /* kl; default 1 */
     double ce_share;              /* kl: loss = (1−share)·kl + share·ce; default 0 */
+    bool weights;                 /* attention: also the cross-entropy of implied weights */
     double l1;                    /* λ of the proximal step on kinds' sparse parameters; default 0 */
     int64_t warmup_steps;         /* −1: train.warmup_steps */
     int line;

@@ -65,7 +65,7 @@ const struct config_key config_keys[] = {
      .help = "lm: cross-entropy of a model from scratch; attention: each layer against the teacher's; kl: the output "
              "distribution"},
     {"stages", "train", KEY_TEXTS, STAGE(train), .count_offset = offsetof(struct config_stage, train_count),
-     .required = true, .help = "what trains: new, all, lora(RANK), or parts of parameter names such as attn.qkv"},
+     .required = true, .help = "what trains: new, all, lora(RANK[,svd[,fixed]]), or parts of parameter names such as attn.qkv"},
     {"stages", "length", KEY_INTEGER, STAGE(length), .required = true, .minimum = 1, .maximum = 16777216,
      .help = "T, tokens in a sequence"},
     {"stages", "batch", KEY_INTEGER, STAGE(batch), .required = true, .minimum = 1, .maximum = 1048576,
@@ -80,6 +80,8 @@ const struct config_key config_keys[] = {
      .maximum = 1e3, .help = "kl: of both distributions"},
     {"stages", "ce_share", KEY_REAL, STAGE(ce_share), .fallback = "0", .minimum = 0, .maximum = 1,
      .help = "kl: loss = (1 - share)·kl + share·cross-entropy"},
+    {"stages", "weights", KEY_BOOL, STAGE(weights), .fallback = "false",
+     .help = "attention: also the cross-entropy of the student's weights against the teacher's; T at most 2,048"},
     {"stages", "l1", KEY_REAL, STAGE(l1), .fallback = "0", .minimum = 0, .maximum = 1e6,
      .help = "λ of λ·Σ|c| on kinds' sparse parameters: c stays 0 while the loss changes by less than λ for a unit of it"},
     {"stages", "warmup_steps", KEY_INTEGER, STAGE(warmup_steps), .fallback = "-1", .minimum = 0, .maximum = MANY,

@@ -12,23 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-static bool has_file(const char *directory, const char *name) {
-    char *path = NULL;
-    bool found = file_join(directory, name, &path) == STATUS_OK && file_exists(path);
-    free(path);
-    return found;
-}
-
 /* Where a model's directory really is: `path`, or path/model of a run that has trained one. */
 static enum status find_directory(const char *path, char **directory) {
-    char *inside = NULL;
-    TRY(memory_format(&inside, "%s/model", path));
-    if (!has_file(path, "config.json") && has_file(inside, "config.json")) {
-        *directory = inside;
-        return STATUS_OK;
-    }
-    free(inside);
-    return memory_copy_text(path, directory);
+    bool here = false, inside = false;
+    *directory = NULL;
+    TRY(file_exists_in(path, "config.json", &here));
+    TRY(file_exists_in(path, "model/config.json", &inside));
+    return !here && inside ? file_join(path, "model", directory) : memory_copy_text(path, directory);
 }
 
 static enum status identify(const struct model *model, char text[17]) {
@@ -180,10 +170,10 @@ static enum status find_tokenizer(struct loaded_model *loaded) {
     const char *places[] = {loaded->config.text ? loaded->config.tokenizer : NULL, loaded->path, loaded->teacher_path};
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
         if (!places[i]) continue;
-        bool named = i == 0;
-        if (named || has_file(places[i], "tokenizer.json") || has_file(places[i], "vocab.json")) {
-            return memory_copy_text(places[i], &loaded->tokenizer);
-        }
+        bool named = i == 0, json = false, vocabulary = false;
+        TRY(file_exists_in(places[i], "tokenizer.json", &json));
+        TRY(file_exists_in(places[i], "vocab.json", &vocabulary));
+        if (named || json || vocabulary) return memory_copy_text(places[i], &loaded->tokenizer);
     }
     return STATUS_OK;
 }
@@ -191,8 +181,10 @@ static enum status find_tokenizer(struct loaded_model *loaded) {
 /* Of a run directory its newest checkpoint; every rank takes part. */
 static enum status resolve(const char *path, struct comm *comm, struct loaded_model *loaded) {
     struct comm *single = NULL;
-    bool run = checkpoint_is_run(path) && !has_file(path, "config.json");
-    if (!run) return find_directory(path, &loaded->path);
+    bool run = false, model = false;
+    TRY(checkpoint_is_run(path, &run));
+    TRY(file_exists_in(path, "config.json", &model));
+    if (!run || model) return find_directory(path, &loaded->path);
     if (!comm) TRY(comm_open_single(&single));
     enum status status = checkpoint_resolve(comm ? comm : single, path, &loaded->path);
     KEEP_FIRST(status, comm_close(&single));
@@ -202,13 +194,17 @@ static enum status resolve(const char *path, struct comm *comm, struct loaded_mo
 static enum status open_any(const struct ops *ops, const struct loaded_options *options, struct loaded_model *loaded) {
     const char *path = loaded->path;
     const struct directory_options directory = as_asked(options);
+    bool checkpoint = false, exported = false, model = false;
     if (!file_exists(path)) {
         return error_set(STATUS_NOT_FOUND,
                          "%s: expected a Hugging Face directory, a checkpoint or a run directory, found nothing", path);
     }
-    if (checkpoint_is_checkpoint(path)) return open_checkpoint(ops, options, loaded);
-    if (has_file(path, "squint.json")) return open_exported(ops, options, loaded);
-    if (has_file(path, "config.json")) return open_directory(ops, path, &directory, &loaded->model, loaded->identity);
+    TRY(checkpoint_is_checkpoint(path, &checkpoint));
+    TRY(file_exists_in(path, "squint.json", &exported));
+    TRY(file_exists_in(path, "config.json", &model));
+    if (checkpoint) return open_checkpoint(ops, options, loaded);
+    if (exported) return open_exported(ops, options, loaded);
+    if (model) return open_directory(ops, path, &directory, &loaded->model, loaded->identity);
     return error_set(STATUS_USAGE,
                      "%s: expected a Hugging Face directory (config.json), a checkpoint (index.h5) or a run directory "
                      "(checkpoints/), found none of them",

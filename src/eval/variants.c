@@ -111,7 +111,7 @@ enum status variant_window(const struct model *teacher, const struct model *stud
         known++;
     }
     if (known == 0) {
-        status = error_set(STATUS_FAILED, "window baseline: no layer of the student has a density");
+        status = error_set(STATUS_NOT_FOUND, "window baseline: no layer of the student has a density");
         goto done;
     }
     *narrowest = length;

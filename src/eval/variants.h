@@ -13,7 +13,7 @@ enum status variant_untrained(const struct model *teacher, const struct config_a
 enum status variant_no_attention(const struct model *teacher, const struct model *student, struct model *out);
 /* In every layer that is not `full`: the last w tokens, w chosen so that the layer's density at `length` is nearest to
  * the student's. *narrowest, *widest: the smallest and largest w. A layer whose kind has no density keeps its share of
- * the mean of the others; STATUS_FAILED when none has one. */
+ * the mean of the others; STATUS_NOT_FOUND when none has one. */
 enum status variant_window(const struct model *teacher, const struct model *student, int64_t length, int64_t *narrowest,
                            int64_t *widest, struct model *out);
 /* The student's kinds, untrained, their options changed so that every query reads everything up to `length`: must equal

@@ -49,6 +49,9 @@ struct checkpoint_attribute checkpoint_blob(const char *name, const void *data, 
 enum status checkpoint_save(struct comm *comm, const char *run_directory, int64_t step,
                             const struct checkpoint_item *items, size_t item_count,
                             const struct checkpoint_attribute *attributes, size_t attribute_count);
+/* Points `latest` at a checkpoint that is there, in case it was lost. It is for people and never read: that it cannot
+ * be made is only a warning. */
+enum status checkpoint_point_latest(struct comm *comm, const char *run_directory, int64_t step);
 /* *path = run_directory/checkpoints/step-NNNNNNNN; release with free(). */
 enum status checkpoint_path(const char *run_directory, int64_t step, char **path);
 
@@ -61,8 +64,9 @@ enum status checkpoint_find(struct comm *comm, const char *run_directory, char *
 /* What MODEL names: *path = `model` itself when it is a checkpoint, the result of checkpoint_find when it is a run
  * directory. STATUS_NOT_FOUND when it is neither, without looking further. */
 enum status checkpoint_resolve(struct comm *comm, const char *model, char **path);
-bool checkpoint_is_checkpoint(const char *path); /* a directory with index.h5 */
-bool checkpoint_is_run(const char *path);        /* a directory with checkpoints/ */
+/* *is: a directory with index.h5; a directory with checkpoints/. STATUS_MEMORY when that cannot be told. */
+enum status checkpoint_is_checkpoint(const char *path, bool *is);
+enum status checkpoint_is_run(const char *path, bool *is);
 /* Steps of the run's checkpoints, newest first, whether they verify or not; release with free(). */
 enum status checkpoint_list(const char *run_directory, int64_t **steps, size_t *count);
 /* Keeps the newest `keep` (at least 1) that can be opened, of which at least one verifies in full, and removes what is

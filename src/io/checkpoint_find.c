@@ -12,12 +12,13 @@
 #include <string.h>
 #include <unistd.h>
 
-bool checkpoint_is_run(const char *path) {
+enum status checkpoint_is_run(const char *path, bool *is) {
     char *directory = NULL;
-    if (file_join(path, "checkpoints", &directory) != STATUS_OK) return false;
-    bool is = file_is_directory(directory);
+    *is = false;
+    TRY(file_join(path, "checkpoints", &directory));
+    *is = file_is_directory(directory);
     free(directory);
-    return is;
+    return STATUS_OK;
 }
 
 /* The step of a directory's name, or −1: exactly as checkpoint_path writes it. */
@@ -111,9 +112,16 @@ done:
 }
 
 enum status checkpoint_resolve(struct comm *comm, const char *model, char **path) {
+    bool is_checkpoint = false, is_run = false;
+    enum status status = STATUS_OK;
     *path = NULL;
     /* Rank 0 looks, so that all take the same way. */
-    int64_t kind = checkpoint_is_checkpoint(model) ? 1 : checkpoint_is_run(model) ? 2 : 0;
+    if (comm_rank(comm) == 0) {
+        status = checkpoint_is_checkpoint(model, &is_checkpoint);
+        if (status == STATUS_OK) status = checkpoint_is_run(model, &is_run);
+    }
+    TRY(comm_agree(comm, status));
+    int64_t kind = is_checkpoint ? 1 : is_run ? 2 : 0;
     TRY(comm_broadcast(comm, tensor_1d(&kind, DTYPE_I64, 1), 0));
     if (kind == 1) return memory_copy_text(model, path);
     if (kind == 2) return checkpoint_find(comm, model, path);

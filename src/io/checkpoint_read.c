@@ -21,12 +21,8 @@ struct checkpoint {
     struct rank_file *files;
 };
 
-bool checkpoint_is_checkpoint(const char *path) {
-    char *index = NULL;
-    if (file_join(path, "index.h5", &index) != STATUS_OK) return false;
-    bool is = file_exists(index);
-    free(index);
-    return is;
+enum status checkpoint_is_checkpoint(const char *path, bool *is) {
+    return file_exists_in(path, "index.h5", is);
 }
 
 enum status checkpoint_open(const char *path, struct checkpoint **handle) {

@@ -46,6 +46,7 @@ struct save {
     size_t item_count;
     uint64_t *hashes; /* of the items */
     char *path, *temporary;
+    char *latest, *latest_temporary; /* of rank 0 */
 };
 
 /* HDF5 reads "/" as a step into a group, and "." as the group itself. */
@@ -209,6 +210,12 @@ done:
 
 /* --- the directory ---------------------------------------------------------------------------------------------- */
 
+/* Where `latest` is, and where it is made. Known before anything is published: what comes after must not fail. */
+static enum status latest_paths(const char *run_directory, char **link, char **temporary) {
+    TRY(memory_format(link, "%s/checkpoints/latest", run_directory));
+    return memory_format(temporary, "%s.tmp-%ld", *link, (long)getpid());
+}
+
 /* Rank 0: makes the temporary directory. All: learn its name. */
 static enum status begin(struct save *save, const char *run_directory) {
     int64_t pid = getpid();
@@ -216,28 +223,32 @@ static enum status begin(struct save *save, const char *run_directory) {
     TRY(memory_format(&save->temporary, "%s/checkpoints/step-%08" PRId64 ".tmp-%" PRId64, run_directory, save->step,
                       pid));
     if (comm_rank(save->comm) != 0) return STATUS_OK;
+    TRY(latest_paths(run_directory, &save->latest, &save->latest_temporary));
     TRY(file_remove_tree(save->temporary));
     return file_make_directory(save->temporary);
 }
 
 /* `latest` is a convenience for people: squint never reads it, so that it cannot be made only costs a warning. */
-static void point_latest(const char *path) {
-    char *copy = NULL, *name = NULL, *link = NULL, *temporary = NULL;
-    if (memory_copy_text(path, &copy) == STATUS_OK && memory_copy_text(path, &name) == STATUS_OK) {
-        const char *directory = dirname(copy), *target = basename(name);
-        if (memory_format(&link, "%s/latest", directory) == STATUS_OK &&
-            memory_format(&temporary, "%s/latest.tmp-%ld", directory, (long)getpid()) == STATUS_OK) {
-            (void)unlink(temporary);
-            if (symlink(target, temporary) != 0 || rename(temporary, link) != 0) {
-                log_warning("%s: cannot point it at %s: %s", link, target, strerror(errno));
-                (void)unlink(temporary);
-            }
-        }
+static void point_latest(const char *path, const char *link, const char *temporary) {
+    const char *target = strrchr(path, '/') + 1;
+    (void)unlink(temporary);
+    if (symlink(target, temporary) == 0 && rename(temporary, link) == 0) return;
+    log_warning("%s: cannot point it at %s: %s", link, target, strerror(errno));
+    (void)unlink(temporary);
+}
+
+enum status checkpoint_point_latest(struct comm *comm, const char *run_directory, int64_t step) {
+    enum status status = STATUS_OK;
+    char *path = NULL, *link = NULL, *temporary = NULL;
+    if (comm_rank(comm) == 0) {
+        status = checkpoint_path(run_directory, step, &path);
+        if (status == STATUS_OK) status = latest_paths(run_directory, &link, &temporary);
+        if (status == STATUS_OK) point_latest(path, link, temporary);
     }
-    free(copy);
-    free(name);
+    free(path);
     free(link);
     free(temporary);
+    return comm_agree(comm, status);
 }
 
 /* Gives the finished directory its name; an older one of that name goes away in the same instant where the file system
@@ -247,13 +258,14 @@ static enum status publish(struct save *save) {
     enum status status = STATUS_OK;
     if (!file_exists(save->path)) {
         TRY(file_publish(save->temporary, save->path));
-        point_latest(save->path);
+        point_latest(save->path, save->latest, save->latest_temporary);
         return STATUS_OK;
     }
     TRY_GOTO(done, file_sync(save->temporary));
     TRY_GOTO(done, memory_copy_text(save->path, &copy));
     if (renameat2(AT_FDCWD, save->temporary, AT_FDCWD, save->path, RENAME_EXCHANGE) == 0) {
         TRY_GOTO(done, file_sync(dirname(copy)));
+        point_latest(save->path, save->latest, save->latest_temporary);
         status = file_remove_tree(save->temporary);
     } else {
         TRY_GOTO(done, memory_format(&old, "%s.tmp-old-%ld", save->path, (long)getpid()));
@@ -262,9 +274,9 @@ static enum status publish(struct save *save) {
             goto done;
         }
         TRY_GOTO(done, file_publish(save->temporary, save->path));
+        point_latest(save->path, save->latest, save->latest_temporary);
         status = file_remove_tree(old);
     }
-    point_latest(save->path);
 done:
     free(old);
     free(copy);
@@ -294,6 +306,8 @@ remove:
 done:
     free(save.path);
     free(save.temporary);
+    free(save.latest);
+    free(save.latest_temporary);
     free(save.hashes);
     return status;
 }

@@ -6,9 +6,13 @@
 
 #include <hdf5.h>
 
-/* Where a file that is being written goes (h5_output.c). */
+/* Where a file that is being written goes (h5_output.c): HDF5's view of it, and ours. */
 struct h5_output {
+    H5FD_t base;          /* first: HDF5 knows no more than this */
+    haddr_t end_of_space; /* what HDF5 has handed out */
+    haddr_t end_of_file;  /* what has been written, or dropped */
     int fd;
+    bool in_use;  /* by an open file of HDF5's */
     int error;    /* errno of the first write that failed; 0: none */
     bool dropped; /* nothing more is to be written */
 };

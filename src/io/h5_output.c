@@ -5,17 +5,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* HDF5's view of the file. The fields after the first are ours. */
-struct driver {
-    H5FD_t base;
-    struct h5_output *output;
-    haddr_t end_of_space; /* what HDF5 has handed out */
-    haddr_t end_of_file;  /* what has been written, or dropped */
-};
 
 struct driver_info {
     struct h5_output *output;
@@ -25,23 +16,27 @@ static void note(struct h5_output *output, int code) {
     if (output->error == 0) output->error = code ? code : EIO;
 }
 
+/* HDF5 opens a file that it creates twice, one after the other. Nothing is allocated: that would be one more thing that
+ * can fail without a word. */
 static H5FD_t *driver_open(const char *name, unsigned flags, hid_t access, haddr_t maximum) {
     const struct driver_info *info = H5Pget_driver_info(access);
-    struct driver *driver = info ? calloc(1, sizeof *driver) : NULL;
     (void)flags;
     (void)maximum;
-    if (!driver) return NULL;
-    driver->output = info->output;
-    driver->output->fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (driver->output->fd < 0) note(driver->output, errno);
-    return (H5FD_t *)driver;
+    if (!info || info->output->in_use) return NULL;
+    struct h5_output *output = info->output;
+    output->base = (H5FD_t){0};
+    output->end_of_space = output->end_of_file = 0;
+    output->in_use = true;
+    output->fd = open(name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (output->fd < 0) note(output, errno);
+    return &output->base;
 }
 
 static herr_t driver_close(H5FD_t *base) {
-    struct driver *driver = (struct driver *)base;
-    if (driver->output->fd >= 0 && close(driver->output->fd) != 0) note(driver->output, errno);
-    driver->output->fd = -1;
-    free(driver);
+    struct h5_output *output = (struct h5_output *)base;
+    if (output->fd >= 0 && close(output->fd) != 0) note(output, errno);
+    output->fd = -1;
+    output->in_use = false;
     return 0;
 }
 
@@ -58,27 +53,27 @@ static herr_t driver_query(const H5FD_t *base, unsigned long *flags) {
 
 static haddr_t driver_get_eoa(const H5FD_t *base, H5FD_mem_t type) {
     (void)type;
-    return ((const struct driver *)base)->end_of_space;
+    return ((const struct h5_output *)base)->end_of_space;
 }
 
 static herr_t driver_set_eoa(H5FD_t *base, H5FD_mem_t type, haddr_t address) {
     (void)type;
-    ((struct driver *)base)->end_of_space = address;
+    ((struct h5_output *)base)->end_of_space = address;
     return 0;
 }
 
 static haddr_t driver_get_eof(const H5FD_t *base, H5FD_mem_t type) {
     (void)type;
-    return ((const struct driver *)base)->end_of_file;
+    return ((const struct h5_output *)base)->end_of_file;
 }
 
 static herr_t driver_read(H5FD_t *base, H5FD_mem_t type, hid_t transfer, haddr_t address, size_t size, void *buffer) {
-    const struct driver *driver = (const struct driver *)base;
+    const struct h5_output *output = (const struct h5_output *)base;
     char *at = buffer;
     (void)type;
     (void)transfer;
     while (size > 0) {
-        ssize_t got = driver->output->fd < 0 ? 0 : pread(driver->output->fd, at, size, (off_t)address);
+        ssize_t got = output->fd < 0 ? 0 : pread(output->fd, at, size, (off_t)address);
         if (got < 0 && errno == EINTR) continue;
         if (got <= 0) break;
         at += got;
@@ -92,12 +87,11 @@ static herr_t driver_read(H5FD_t *base, H5FD_mem_t type, hid_t transfer, haddr_t
 
 static herr_t driver_write(H5FD_t *base, H5FD_mem_t type, hid_t transfer, haddr_t address, size_t size,
                            const void *buffer) {
-    struct driver *driver = (struct driver *)base;
-    struct h5_output *output = driver->output;
+    struct h5_output *output = (struct h5_output *)base;
     const char *at = buffer;
     (void)type;
     (void)transfer;
-    if (driver->end_of_file < address + size) driver->end_of_file = address + size;
+    if (output->end_of_file < address + size) output->end_of_file = address + size;
     while (size > 0 && output->error == 0 && !output->dropped) {
         ssize_t put = pwrite(output->fd, at, size, (off_t)address);
         if (put < 0 && errno == EINTR) continue;
@@ -113,15 +107,14 @@ static herr_t driver_write(H5FD_t *base, H5FD_mem_t type, hid_t transfer, haddr_
 }
 
 static herr_t driver_truncate(H5FD_t *base, hid_t transfer, hbool_t closing) {
-    struct driver *driver = (struct driver *)base;
-    struct h5_output *output = driver->output;
+    struct h5_output *output = (struct h5_output *)base;
     (void)transfer;
     (void)closing;
-    if (driver->end_of_file == driver->end_of_space) return 0;
-    if (output->error == 0 && !output->dropped && ftruncate(output->fd, (off_t)driver->end_of_space) != 0) {
+    if (output->end_of_file == output->end_of_space) return 0;
+    if (output->error == 0 && !output->dropped && ftruncate(output->fd, (off_t)output->end_of_space) != 0) {
         note(output, errno);
     }
-    driver->end_of_file = driver->end_of_space;
+    output->end_of_file = output->end_of_space;
     return 0;
 }
 

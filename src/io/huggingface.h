@@ -44,5 +44,7 @@ struct huggingface_save {
 enum status huggingface_check_target(const char *directory);
 /* Writes a directory that appears whole or not at all; huggingface_check_target says where. */
 enum status huggingface_save(const char *directory, const struct huggingface_save *what);
+/* *whole: every file that huggingface_save writes of a model that attends to everything is there; none is opened. */
+enum status huggingface_is_whole(const char *directory, const char *tokenizer, bool *whole);
 
 #endif

@@ -180,6 +180,17 @@ static enum status fill_directory(const char *directory, const struct huggingfac
     return STATUS_OK;
 }
 
+enum status huggingface_is_whole(const char *directory, const char *tokenizer, bool *whole) {
+    TRY(file_exists_in(directory, "config.json", whole));
+    if (*whole) TRY(file_exists_in(directory, "model.safetensors", whole));
+    for (size_t i = 0; tokenizer && *whole && i < sizeof tokenizer_files / sizeof *tokenizer_files; i++) {
+        bool there = false;
+        TRY(file_exists_in(tokenizer, tokenizer_files[i], &there));
+        if (there) TRY(file_exists_in(directory, tokenizer_files[i], whole));
+    }
+    return STATUS_OK;
+}
+
 enum status huggingface_check_target(const char *directory) {
     char **names = NULL;
     size_t count = 0;

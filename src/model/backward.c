@@ -34,7 +34,8 @@ static enum status mlp_backward(struct plan *plan, int64_t layer) {
         TRY(ops->gelu_backward(ops, plan->d_h, s->pre, d_up));
     }
     TRY(linear_backward(model, &p->up, d_up, s->n2, tensor_none(), tensor_none(), plan->d_n));
-    return norm_gradient(model, p->norm2, p->norm2_bias, plan->d_n, s->middle, s->mean2, s->rstd2, plan->d_x, false);
+    TRY(norm_gradient(model, p->norm2, p->norm2_bias, plan->d_n, s->middle, s->mean2, s->rstd2, plan->d_x, false));
+    return probe_look(plan, layer, "the MLP's gradient", plan->d_x);
 }
 
 static enum status unrotate(struct plan *plan, struct tensor d_qkv) {
@@ -61,7 +62,9 @@ static enum status kind_backward(struct plan *plan, int64_t layer, const struct 
     pass.dk = d.k;
     pass.dv = d.v;
     pass.dx = dx;
+    TRY(probe_look_heads(plan, layer, "the gradient of its attention's output", pass.d_o));
     TRY(model->layers[layer].kind->backward(&model->layers[layer], &pass));
+    TRY(probe_projections(plan, layer, plan->d_qkv, true));
     return unrotate(plan, plan->d_qkv);
 }
 
@@ -114,6 +117,7 @@ enum status model_backward(struct plan *plan, struct tensor d_hidden) {
     const struct param *wte = params_find(params, "wte"), *wpe = params_find(params, "wpe");
     bool embeddings = trained(wte) || trained(wpe);
     int64_t lowest = lowest_trained(model);
+    TRY(probe_look(plan, -1, "the gradient that the head sends back", d_hidden));
     TRY(norm_gradient(model, params_find(params, "norm.weight"), params_find(params, "norm.bias"), d_hidden, plan->final_x,
                       plan->final_mean, plan->final_rstd, plan->d_x, true));
     for (int64_t l = model->config.layers - 1; l >= lowest; l--) {
@@ -177,6 +181,7 @@ static enum status align_layer(void *user, int64_t layer, struct plan *teacher) 
     pass.teacher_q = lesson.q;
     pass.teacher_k = lesson.k;
     TRY(attention->kind->forward(attention, &pass));
+    TRY(probe_look_heads(plan, layer, attention->kind->name, pass.o));
     TRY(measure_error(plan, s->o, target->o, &align->errors[layer], &align->norms[layer]));
     double denominator = align->denominators ? align->denominators[layer] : align->norms[layer];
     if (align->scale == 0 || denominator <= 0 || !layer_learns(plan, layer)) return STATUS_OK;

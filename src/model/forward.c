@@ -38,7 +38,8 @@ static enum status embed_batch(struct plan *plan, struct tensor x) {
     struct embedding embedding = {.ids = plan->ids, .positions = plan->positions,
                                   .table = params_find(params, "wte")->value,
                                   .position_table = value_of(params_find(params, "wpe")), .x = x};
-    return params->ops->embedding(params->ops, &embedding);
+    TRY(params->ops->embedding(params->ops, &embedding));
+    return probe_look(plan, -1, "the embeddings", x);
 }
 
 enum status layer_project(struct plan *plan, int64_t layer, struct tensor n1, struct tensor qkv, struct tensor low) {
@@ -92,7 +93,18 @@ static enum status mlp_forward(struct plan *plan, int64_t layer, bool again) {
         TRY(linear_forward(model, &p->up, s->n2, s->h, ACTIVATION_GELU, s->pre, tensor_none()));
     }
     if (again) return STATUS_OK;
-    return linear_forward(model, &p->down, s->h, plan->delta, ACTIVATION_NONE, tensor_none(), tensor_none());
+    TRY(probe_look(plan, layer, "the MLP's activation", s->h));
+    TRY(linear_forward(model, &p->down, s->h, plan->delta, ACTIVATION_NONE, tensor_none(), tensor_none()));
+    return probe_look(plan, layer, "the MLP's output", plan->delta);
+}
+
+/* gradient: of the projections, not they themselves. */
+enum status probe_projections(struct plan *plan, int64_t layer, struct tensor qkv, bool gradient) {
+    if (!plan->probing) return STATUS_OK;
+    struct qkv_views views = qkv_split(&plan->model->config, qkv, plan->options.batch, plan->options.length);
+    TRY(probe_look_heads(plan, layer, gradient ? "the gradient of its queries" : "the query projection", views.q));
+    TRY(probe_look_heads(plan, layer, gradient ? "the gradient of its keys" : "the key projection", views.k));
+    return probe_look_heads(plan, layer, gradient ? "the gradient of its values" : "the value projection", views.v);
 }
 
 enum status layer_forward(struct plan *plan, int64_t layer, struct tensor x, struct tensor delta, bool again,
@@ -102,16 +114,21 @@ enum status layer_forward(struct plan *plan, int64_t layer, struct tensor x, str
     struct layer_saved *s = &plan->saved[layer];
     const struct attention_layer *attention = &model->layers[layer];
     TRY(norm_forward(model, p->norm1, p->norm1_bias, x, delta, s->x, s->n1, s->mean1, s->rstd1));
+    TRY(probe_look(plan, layer, "the norm before attention", s->n1));
     TRY(layer_project(plan, layer, s->n1, s->qkv, s->qkv_low));
+    TRY(probe_projections(plan, layer, s->qkv, false));
     if (attend) {
         TRY(attend->run(attend->user, layer, plan));
         if (attend->nothing_after && layer + 1 == model->config.layers) return STATUS_OK;
     } else {
         struct attention_pass pass = attention_pass_of(plan, layer, s->n1, s->qkv, s->o);
         TRY(attention->kind->forward(attention, &pass));
+        TRY(probe_look_heads(plan, layer, attention->kind->name, pass.o));
     }
     TRY(linear_forward(model, &p->out, s->o, plan->delta, ACTIVATION_NONE, tensor_none(), s->out_low));
+    TRY(probe_look(plan, layer, "the attention's output projection", plan->delta));
     TRY(norm_forward(model, p->norm2, p->norm2_bias, s->x, plan->delta, s->middle, s->n2, s->mean2, s->rstd2));
+    TRY(probe_look(plan, layer, "the norm before the MLP", s->n2));
     return mlp_forward(plan, layer, again);
 }
 
@@ -126,8 +143,9 @@ enum status network_forward(struct plan *plan, const struct attend *attend) {
         delta = plan->delta;
     }
     if (attend && attend->nothing_after) return STATUS_OK;
-    return norm_forward(model, params_find(&model->params, "norm.weight"), params_find(&model->params, "norm.bias"), x,
-                        delta, plan->final_x, plan->hidden, plan->final_mean, plan->final_rstd);
+    TRY(norm_forward(model, params_find(&model->params, "norm.weight"), params_find(&model->params, "norm.bias"), x,
+                     delta, plan->final_x, plan->hidden, plan->final_mean, plan->final_rstd));
+    return probe_look(plan, -1, "the final norm", plan->hidden);
 }
 
 enum status model_forward(struct plan *plan, const struct batch *batch, struct tensor *hidden) {

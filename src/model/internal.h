@@ -36,6 +36,8 @@ struct plan {
     struct plan_options options;
     int64_t rows; /* N = B·T */
     struct attention_context context;
+    bool probing;     /* passes look for what is not finite (probe.c) */
+    char probed[96];  /* what they found first; "": nothing */
     struct layer_params *params;
     struct layer_saved *saved; /* [L]; with recompute all but x are one set */
     void *block;
@@ -65,6 +67,17 @@ enum status linear_forward(const struct model *model, const struct linear *linea
 enum status linear_backward(const struct model *model, const struct linear *linear, struct tensor dy, struct tensor x,
                             struct tensor low, struct tensor d_low, struct tensor dx);
 bool linear_trains(const struct linear *linear);
+
+/* Adds LoRA's rows as model->lora says; STATUS_USAGE when its rank is larger than a weight's. */
+enum status lora_add(struct model *model);
+/* With lora.svd: lora_a = the leading right singular vectors of the weight beside it, after the rows were initialised. */
+enum status lora_start(struct model *model, uint64_t seed);
+
+/* While the plan probes and nothing was found: is every value of x finite? `what` names the operation whose output x is; layer −1: none.
+ * look_heads: x is [B,T,heads,D], and the head is named too. */
+enum status probe_look(struct plan *plan, int64_t layer, const char *what, struct tensor x);
+enum status probe_look_heads(struct plan *plan, int64_t layer, const char *what, struct tensor x);
+enum status probe_projections(struct plan *plan, int64_t layer, struct tensor qkv, bool gradient);
 
 /* The views of q, k, v in a fused matrix [N,(H+2G)D]. */
 struct qkv_views {

@@ -44,27 +44,6 @@ enum status model_initialise(struct model *model, uint64_t seed) {
     return params_initialise(&model->params, seed, false);
 }
 
-/* LoRA, Hu et al. 2021: W + B·A on the attention's projections; A normal with variance 1/in, B zero. */
-static enum status add_lora(struct model *model) {
-    static const char *const parts[] = {"attn.qkv", "attn.out"};
-    for (int64_t l = 0; l < model->config.layers; l++) {
-        for (int part = 0; part < 2; part++) {
-            char name[64];
-            snprintf(name, sizeof name, "h.%lld.%s.weight", (long long)l, parts[part]);
-            const struct param *weight = params_find(&model->params, name);
-            int64_t out = weight->shape[0], in = weight->shape[1];
-            struct param a = {.rank = 2, .shape = {model->lora_rank, in}, .init = INIT_NORMAL,
-                              .init_std = 1.0 / sqrt((double)in), .decay = true, .lora = true};
-            struct param b = {.rank = 2, .shape = {out, model->lora_rank}, .init = INIT_ZERO, .decay = true, .lora = true};
-            snprintf(a.name, sizeof a.name, "h.%lld.%s.lora_a", (long long)l, parts[part]);
-            snprintf(b.name, sizeof b.name, "h.%lld.%s.lora_b", (long long)l, parts[part]);
-            TRY(params_add(&model->params, &a, 0));
-            TRY(params_add(&model->params, &b, 0));
-        }
-    }
-    return STATUS_OK;
-}
-
 enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
                           size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
                           struct model *student) {
@@ -72,11 +51,12 @@ enum status model_student(const struct model *teacher, const char *where, const 
     *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
     TRY_GOTO(done, params_share(&teacher->params, &student->params));
     TRY_GOTO(done, take_layers(student, where, rules, rule_count));
-    TRY_GOTO(done, params_lora_rank(patterns, pattern_count, &student->lora_rank));
-    if (student->lora_rank > 0) TRY_GOTO(done, add_lora(student));
+    TRY_GOTO(done, params_lora(patterns, pattern_count, &student->lora));
+    if (student->lora.rank > 0) TRY_GOTO(done, lora_add(student));
     TRY_GOTO(done, params_own(&student->params, patterns, pattern_count));
     TRY_GOTO(done, params_place(&student->params, train));
     TRY_GOTO(done, params_initialise(&student->params, seed, true));
+    TRY_GOTO(done, lora_start(student, seed));
     TRY_GOTO(done, bind_layers(student));
 done:
     if (status != STATUS_OK) model_free(student);

@@ -10,7 +10,7 @@ struct model {
     struct model_config config;
     struct params params;
     struct attention_layer *layers; /* [L]; a teacher's are all `full` */
-    int64_t lora_rank;              /* 0: none */
+    struct lora lora;               /* rank 0: none */
     const struct model *teacher;    /* whose frozen values a student shares; NULL: none */
     bool bf16;                      /* gemms may round their inputs to bf16 */
 };
@@ -20,7 +20,7 @@ struct model {
  * train: with gradients and moments for every parameter. */
 enum status model_new(const struct ops *ops, const struct model_config *config, bool train, struct model *model);
 enum status model_initialise(struct model *model, uint64_t seed);
-/* A student of `teacher` with the recipe's kinds. patterns: those of all its stages ("lora(r)" adds LoRA to attn.qkv and attn.out); what
+/* A student of `teacher` with the recipe's kinds. patterns: those of all its stages ("lora(r)" adds LoRA to attn.qkv and attn.out, see struct lora); what
  * they match is owned. Without patterns it only runs. Its added rows are initialised from `seed`. */
 enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
                           size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
@@ -52,6 +52,11 @@ struct plan;
 void plan_set_context(struct plan *plan, const struct attention_context *context);
 /* Sums over the rows since the plan's forward pass (or model_align) of the layers' own losses, added up: *loss. */
 enum status plan_read_loss(struct plan *plan, double *loss);
+
+/* On: the passes of this plan look at the output of every operation (slow) until a value is not finite; which operation, layer and head
+ * it was: plan_probed, "" while there is none. Values and gradients are computed as ever. */
+void plan_probe(struct plan *plan, bool on);
+const char *plan_probed(const struct plan *plan);
 
 /* *bytes that a plan takes, without taking them. */
 enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes);

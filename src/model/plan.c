@@ -63,8 +63,8 @@ static void take_saved(const struct plan *plan, int64_t layer, struct arena *are
     s->h = train && may_train(p->down.weight) ? arena_2d(arena, real, n, c->mlp_width) : plan->d_h;
     bool keeps_pre = train || c->type == MODEL_LLAMA;
     s->pre = keeps_pre ? arena_2d(arena, real, n, up_width(c)) : tensor_none();
-    if (p->qkv.lora_a) s->qkv_low = arena_2d(arena, real, n, model->lora_rank);
-    if (p->out.lora_a) s->out_low = arena_2d(arena, real, n, model->lora_rank);
+    if (p->qkv.lora_a) s->qkv_low = arena_2d(arena, real, n, model->lora.rank);
+    if (p->out.lora_a) s->out_low = arena_2d(arena, real, n, model->lora.rank);
 }
 
 static enum status plan_attention(struct plan *plan, int64_t layer, struct arena *arena) {
@@ -109,7 +109,7 @@ static void take_attention_gradients(struct plan *plan, struct arena *arena) {
     enum dtype real = plan->model->params.ops->real;
     plan->d_o = arena_2d(arena, real, plan->rows, c->heads * c->head_width);
     plan->d_qkv = arena_2d(arena, real, plan->rows, model_qkv_width(c));
-    if (plan->model->lora_rank > 0) plan->d_low = arena_2d(arena, real, plan->rows, plan->model->lora_rank);
+    if (plan->model->lora.rank > 0) plan->d_low = arena_2d(arena, real, plan->rows, plan->model->lora.rank);
 }
 
 /* Objective `attention`: one layer at a time on the teacher's inputs. */
@@ -123,7 +123,7 @@ static enum status build_align(struct plan *plan, struct arena *arena) {
         .qkv = arena_2d(arena, real, plan->rows, model_qkv_width(c)),
         .o = arena_2d(arena, real, plan->rows, c->heads * c->head_width),
     };
-    if (model->lora_rank > 0) shared.qkv_low = arena_2d(arena, real, plan->rows, model->lora_rank);
+    if (model->lora.rank > 0) shared.qkv_low = arena_2d(arena, real, plan->rows, model->lora.rank);
     size_t mark = arena_mark(arena);
     for (int64_t l = 0; l < c->layers; l++) {
         void *attention = plan->saved[l].attention;

@@ -158,20 +158,32 @@ bool params_match(const struct param *row, const char *pattern) {
     return false;
 }
 
-enum status params_lora_rank(char *const *patterns, size_t count, int64_t *rank) {
-    *rank = 0;
+static bool read_lora(const char *pattern, struct lora *lora) {
+    static const char *const ends[] = {")", ",svd)", ",svd,fixed)"};
+    char *end = NULL;
+    long long rank = strtoll(pattern + 5, &end, 10);
+    if (end == pattern + 5 || rank < 1 || rank > 4096) return false;
+    for (int i = 0; i < 3; i++) {
+        *lora = (struct lora){.rank = rank, .svd = i > 0, .fixed = i > 1};
+        if (strcmp(end, ends[i]) == 0) return true;
+    }
+    return false;
+}
+
+enum status params_lora(char *const *patterns, size_t count, struct lora *lora) {
+    const char *first = NULL;
+    *lora = (struct lora){0};
     for (size_t i = 0; i < count; i++) {
         if (strncmp(patterns[i], "lora(", 5) != 0) continue;
-        char *end = NULL;
-        long long found = strtoll(patterns[i] + 5, &end, 10);
-        if (end == patterns[i] + 5 || strcmp(end, ")") != 0 || found < 1 || found > 4096) {
-            return error_set(STATUS_USAGE, "train: expected lora(RANK) with a rank from 1 to 4096, found \"%s\"", patterns[i]);
+        if (!read_lora(patterns[i], lora)) {
+            return error_set(STATUS_USAGE,
+                             "train: expected lora(RANK), lora(RANK,svd) or lora(RANK,svd,fixed) with a rank from 1 to "
+                             "4096, found \"%s\"", patterns[i]);
         }
-        if (*rank != 0 && *rank != found) {
-            return error_set(STATUS_USAGE, "train: LoRA has one rank in a run, found lora(%lld) and lora(%lld)",
-                             (long long)*rank, found);
+        if (first && strcmp(first, patterns[i]) != 0) {
+            return error_set(STATUS_USAGE, "train: LoRA has one form in a run, found %s and %s", first, patterns[i]);
         }
-        *rank = found;
+        first = patterns[i];
     }
     return STATUS_OK;
 }
@@ -279,7 +291,7 @@ enum status params_train(struct params *params, char *const *patterns, size_t co
     for (int64_t i = 0; i < params->count; i++) {
         struct param *row = &params->rows[i];
         row->trained = false;
-        for (size_t p = 0; p < count && !row->trained; p++) row->trained = params_match(row, patterns[p]);
+        for (size_t p = 0; p < count && !row->trained; p++) row->trained = !row->fixed && params_match(row, patterns[p]);
         if (!row->trained) continue;
         if (!tensor_present(row->grad)) {
             return error_set(STATUS_FAILED, "parameter %s: cannot train, it has no gradient of its own", row->name);

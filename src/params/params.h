@@ -28,6 +28,7 @@ struct param {
     bool sparse;                /* the proximal L1 step applies */
     bool added;                 /* by a kind ("new") */
     bool lora;                  /* added by LoRA */
+    bool fixed;                 /* never trains, whatever a stage names; kept in checkpoints as it is */
     bool owned;                 /* value lies in this table's own block */
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
@@ -54,11 +55,17 @@ void params_free(struct params *params); /* NULL-safe */
 
 struct param *params_find(const struct params *params, const char *name); /* NULL: not there */
 int64_t params_elements(const struct params *params);                      /* of all rows */
-/* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(r)" (LoRA's rows); a shell pattern over the
+/* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(…)" (LoRA's rows); a shell pattern over the
  * whole name; or a run of dotted parts inside it ("attn.qkv" names h.3.attn.qkv.weight and .bias). */
 bool params_match(const struct param *row, const char *pattern);
-/* Rank of "lora(r)" among the patterns; 0: none. STATUS_USAGE when malformed. */
-enum status params_lora_rank(char *const *patterns, size_t count, int64_t *rank);
+/* What "lora(r)", "lora(r,svd)" or "lora(r,svd,fixed)" among the patterns asks for; rank 0: none. STATUS_USAGE when malformed or when
+ * two differ. */
+struct lora {
+    int64_t rank;
+    bool svd;   /* A starts at the leading right singular vectors of the weight, not at random */
+    bool fixed; /* and stays there: the update is constrained to read nothing but these directions */
+};
+enum status params_lora(char *const *patterns, size_t count, struct lora *lora);
 
 /* Marks as owned the rows that match any pattern (of any stage), besides those already owned. STATUS_USAGE names a pattern that matches
  * nothing, with the nearest names. */

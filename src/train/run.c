@@ -9,6 +9,7 @@
 #include "io/huggingface.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static int64_t longest_stage(const struct config *config) {
     int64_t longest = 0;
@@ -19,17 +20,10 @@ static int64_t longest_stage(const struct config *config) {
 }
 
 enum status run_find_teacher(const char *path, char **directory) {
-    char *inside = NULL, *config = NULL;
-    TRY(memory_format(&inside, "%s/model", path));
-    enum status status = memory_format(&config, "%s/config.json", inside);
-    bool of_run = status == STATUS_OK && file_exists(config);
-    free(config);
-    if (status == STATUS_OK && !of_run) {
-        free(inside);
-        return memory_copy_text(path, directory);
-    }
-    *directory = inside;
-    return status;
+    bool of_run = false;
+    *directory = NULL;
+    TRY(file_exists_in(path, "model/config.json", &of_run));
+    return of_run ? file_join(path, "model", directory) : memory_copy_text(path, directory);
 }
 
 static enum status check_tokenizer(const struct run *run, const struct run_options *options) {
@@ -141,6 +135,7 @@ static enum status open_student(struct run *run) {
 }
 
 static enum status open_all(struct run *run, const struct run_options *options) {
+    TRY(memory_new(run->config->stage_count, sizeof *run->choices, "the stages' plans", &run->choices));
     TRY(open_data(run, options));
     TRY(run->config->from_scratch ? open_scratch(run) : open_student(run));
     for (size_t i = 0; i < run->config->stage_count; i++) {
@@ -166,13 +161,28 @@ void run_close(struct run *run) {
     if (run->has_valid) windows_close(&run->valid);
     batches_close(&run->batches);
     free(run->teacher_path);
+    free(run->choices);
     *run = (struct run){0};
+}
+
+/* Every layer that is not `full` must be able to learn from weights. */
+static enum status check_weights(const struct run *run, const struct config_stage *stage) {
+    for (int64_t l = 0; stage->weights && l < run->student.config.layers; l++) {
+        const struct kind *kind = run->student.layers[l].kind;
+        if (kind->has_weights || strcmp(kind->name, "full") == 0) continue;
+        return error_set(STATUS_USAGE,
+                         "%s:%d: stages.%s.weights: layer %lld is of kind %s, whose weights are not positive on every "
+                         "pair; expected kinds that have a cross-entropy to the teacher's, such as kerformer",
+                         run->config->path, stage->line, stage->name, (long long)l, kind->name);
+    }
+    return STATUS_OK;
 }
 
 enum status run_start_stage(struct run *run, size_t index, int64_t *trained) {
     const struct config_stage *stage = &run->config->stages[index];
     TRY(batches_start(&run->batches, (int64_t)index, stage->length));
     TRY(open_windows(run, stage->length));
+    TRY(check_weights(run, stage));
     TRY(params_train(&run->student.params, stage->train, stage->train_count, trained));
     if (*trained > 0) return STATUS_OK;
     return error_set(STATUS_USAGE,
@@ -180,19 +190,57 @@ enum status run_start_stage(struct run *run, size_t index, int64_t *trained) {
                      run->config->path, stage->line, stage->name);
 }
 
+/* The recipe's word counts; where it says auto, what was chosen before. */
+static struct stage_choice choice_of(const struct run *run, size_t index) {
+    struct stage_choice choice = stage_choice_of(run->config);
+    const struct stage_choice *before = &run->choices[index];
+    if (before->micro_batch == 0) return choice;
+    if (choice.micro_batch == 0) choice.micro_batch = before->micro_batch;
+    if (choice.recompute == RECOMPUTE_AUTO) choice.recompute = before->recompute;
+    return choice;
+}
+
+/* *fits: on every rank. */
+static enum status measure(struct run *run, const struct stage_choice *choice, size_t index, double available,
+                           struct stage_memory *memory, bool *fits) {
+    const struct config_stage *stage = &run->config->stages[index];
+    int64_t first = 0, part = 0, all_fit = 0;
+    TRY(stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part));
+    enum status status = stage_measure(choice, stage, run_teacher(run), &run->student, part, available, memory);
+    TRY(comm_agree(run->comm, status));
+    all_fit = memory->fits;
+    TRY(comm_all_reduce(run->comm, tensor_1d(&all_fit, DTYPE_I64, 1), COMM_MIN));
+    *fits = all_fit != 0;
+    return STATUS_OK;
+}
+
 enum status run_measure_stage(struct run *run, size_t index, struct stage_memory *memory) {
     const struct config_stage *stage = &run->config->stages[index];
     const struct model *teacher = run_teacher(run);
-    int64_t first = 0, part = 0;
+    const struct stage_choice recipe = stage_choice_of(run->config), choice = choice_of(run, index);
+    bool fits = false;
     double free_now = machine_memory_available() / comm_node_size(run->comm);
     TRY(comm_all_reduce(run->comm, tensor_1d(&free_now, DTYPE_F64, 1), COMM_MIN));
-    TRY(stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part));
     /* The parameters are here already, and are counted in the plan. */
     size_t taken =
         (size_t)run->student.params.owned_elements * 4 + (size_t)(teacher ? teacher->params.owned_elements : 0);
     taken *= dtype_size(run->ops->parameter);
     double available = free_now > 0 ? free_now + (double)taken : 0;
-    return comm_agree(run->comm, stage_measure(run->config, stage, teacher, &run->student, part, available, memory));
+    TRY(measure(run, &choice, index, available, memory, &fits));
+    if (!fits && (choice.micro_batch != recipe.micro_batch || choice.recompute != recipe.recompute)) {
+        log_line("plan     %s: micro-batch %lld%s, as before, does not fit into the memory that is free now: chosen "
+                 "anew, and sums may end in other bits",
+                 stage->name, (long long)choice.micro_batch,
+                 choice.recompute == RECOMPUTE_LAYER ? " with recompute" : "");
+        TRY(measure(run, &recipe, index, available, memory, &fits));
+    }
+    if (!fits) {
+        enum status own = memory->fits ? STATUS_OK : stage_too_large(&recipe, stage, memory, available);
+        return comm_agree(run->comm, own);
+    }
+    run->choices[index] =
+        (struct stage_choice){memory->micro_batch, memory->recompute ? RECOMPUTE_LAYER : RECOMPUTE_NONE};
+    return STATUS_OK;
 }
 
 enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {

@@ -20,9 +20,11 @@ struct run {
     struct model teacher; /* has_teacher */
     struct model student; /* or the model that is trained from scratch */
     bool has_teacher;
-    char *teacher_path;    /* where the teacher was found: config->teacher, or its model/ */
-    uint64_t teacher_hash; /* params_hash of the teacher, before its positions were extended; 0 without one */
-    double peak_flops;     /* of matrix products, all ranks together; 0: not measured */
+    char *teacher_path;           /* where the teacher was found: config->teacher, or its model/ */
+    uint64_t teacher_hash;        /* params_hash of the teacher, before its positions were extended; 0 without one */
+    struct stage_choice *choices; /* of this rank, one a stage: made by run_measure_stage, or read from a checkpoint */
+    int plan_ranks;               /* how many ranks wrote the checkpoint that the run goes on from; 0: none */
+    double peak_flops;            /* of matrix products, all ranks together; 0: not measured */
 };
 
 struct run_options {
@@ -42,8 +44,9 @@ static inline struct model *run_teacher(struct run *run) {
 }
 /* Sets what trains in stage `index` and the windows of its length: *trained elements. */
 enum status run_start_stage(struct run *run, size_t index, int64_t *trained);
-/* The memory of stage `index` on this rank, out of what is free on its machine. After run_start_stage. Every rank calls
- * it. */
+/* The memory of stage `index` on this rank, out of what is free on its machine; makes run->choices[index]. One that is
+ * made already stays unless its memory is no longer there, which a line then says. After run_start_stage. Every rank
+ * calls it. */
 enum status run_measure_stage(struct run *run, size_t index, struct stage_memory *memory);
 /* Rate of a large matrix product of this rank, in FLOP/s: the peak that shares are shares of. About 0.1 s. */
 enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops);

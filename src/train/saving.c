@@ -26,7 +26,7 @@ static int64_t *state_field(struct train_state *state, size_t index) {
 
 enum status saving_write(const struct run *run, const struct train_state *state) {
     const struct config *config = run->config;
-    struct checkpoint_attribute attributes[STATE_FIELDS];
+    struct checkpoint_attribute attributes[STATE_FIELDS + 1];
     struct train_state copy = *state;
     size_t stage = (size_t)state->stage < config->stage_count ? (size_t)state->stage : config->stage_count - 1;
     struct restore_facts facts = {.config = config->text,
@@ -36,7 +36,13 @@ enum status saving_write(const struct run *run, const struct train_state *state)
     for (size_t i = 0; i < STATE_FIELDS; i++) {
         attributes[i] = checkpoint_integer(state_fields[i].name, *state_field(&copy, i));
     }
-    TRY(model_save(run->comm, config->run, state->total, &run->student, &facts, attributes, STATE_FIELDS));
+    char *plan = NULL;
+    TRY(saving_plan_text(run, &plan));
+    attributes[STATE_FIELDS] = checkpoint_text("plan", plan);
+    enum status status =
+        model_save(run->comm, config->run, state->total, &run->student, &facts, attributes, STATE_FIELDS + 1);
+    free(plan);
+    TRY(status);
     return checkpoint_retain(run->comm, config->run, (int)config->checkpoint.keep);
 }
 
@@ -66,6 +72,15 @@ static enum status check_state(const struct run *run, const char *path, const st
                      (long long)config->stages[state->stage].steps);
 }
 
+/* Other ranks sum in another order whatever the micro-batches are: they choose for themselves. */
+static enum status read_plan(struct run *run, const char *path, const struct checkpoint *checkpoint) {
+    const char *plan = NULL;
+    if (!checkpoint_has_attribute(checkpoint, "plan")) return STATUS_OK; /* of an earlier squint */
+    TRY(checkpoint_get_text(checkpoint, "plan", &plan));
+    run->plan_ranks = checkpoint_files(checkpoint);
+    return run->plan_ranks == comm_size(run->comm) ? saving_plan_adopt(run, path, plan) : STATUS_OK;
+}
+
 /* Everything is read before the model is changed, as far as checks go. */
 static enum status read_checkpoint(struct run *run, const char *path, struct train_state *state) {
     enum status status = STATUS_OK;
@@ -80,6 +95,7 @@ static enum status read_checkpoint(struct run *run, const char *path, struct tra
         TRY_GOTO(done, checkpoint_get_integer(checkpoint, state_fields[i].name, state_field(&found, i)));
     }
     TRY_GOTO(done, check_state(run, path, &found));
+    TRY_GOTO(done, read_plan(run, path, checkpoint));
     TRY_GOTO(done, model_restore(checkpoint, path, &run->student, true));
     if (comm_rank(run->comm) == 0 && strcmp(facts.config, run->config->text) != 0) {
         warn_of_change(path, facts.config, run->config->text);

@@ -17,8 +17,15 @@ struct train_state {
 
 /* Writes checkpoint step-<total> under the run's checkpoints/ and lets old ones go. Every rank calls it. */
 enum status saving_write(const struct run *run, const struct train_state *state);
+/* *text = the stages' plans as far as they are chosen, for attribute `plan` of a checkpoint: a line a stage, two where
+ * ranks have parts of two sizes. Every rank calls it; release with free(). */
+enum status saving_plan_text(const struct run *run, char **text);
+/* Makes the choices of `text` that are for stages and parts of this run's, where none is made yet. `path` is for the
+ * message. */
+enum status saving_plan_adopt(struct run *run, const char *path, const char *text);
 /* Reads parameters, moments and *state from `which` ("auto": the newest that verifies; or a path). *found false, and
- * nothing changed, when "auto" finds none. Every rank calls it. */
+ * nothing changed, when "auto" finds none. With as many ranks as wrote it, the stages' plans too. Every rank calls it.
+ */
 enum status saving_read(struct run *run, const char *which, struct train_state *state, bool *found);
 
 /* --- the run's directory: rank 0 makes it, all ranks call ----------------------------------------------------------

@@ -55,29 +55,39 @@ static enum status measure_with(const struct config_stage *stage, const struct m
     return STATUS_OK;
 }
 
-enum status stage_measure(const struct config *config, const struct config_stage *stage, const struct model *teacher,
-                          const struct model *student, int64_t part, double available, struct stage_memory *memory) {
-    int64_t wanted = config->train.micro_batch;
+struct stage_choice stage_choice_of(const struct config *config) {
+    return (struct stage_choice){.micro_batch = config->train.micro_batch, .recompute = config->train.recompute};
+}
+
+enum status stage_measure(const struct stage_choice *choice, const struct config_stage *stage,
+                          const struct model *teacher, const struct model *student, int64_t part, double available,
+                          struct stage_memory *memory) {
+    int64_t wanted = choice->micro_batch;
     int64_t micro = largest_divisor(part, wanted > 0 ? wanted : (AUTO_TOKENS + stage->length - 1) / stage->length);
     *memory = (struct stage_memory){0};
     for (;; micro = largest_divisor(part, micro - 1)) {
         for (int recompute = 0; recompute < 2; recompute++) {
-            if (recompute == 0 && config->train.recompute == RECOMPUTE_LAYER) continue;
-            if (recompute == 1 && config->train.recompute == RECOMPUTE_NONE) continue;
+            if (recompute == 0 && choice->recompute == RECOMPUTE_LAYER) continue;
+            if (recompute == 1 && choice->recompute == RECOMPUTE_NONE) continue;
             memory->micro_batch = micro;
             memory->recompute = recompute == 1;
             TRY(measure_with(stage, teacher, student, part, memory));
-            if (available <= 0 || (double)memory->total <= memory_share * available) return STATUS_OK;
+            memory->fits = available <= 0 || (double)memory->total <= memory_share * available;
+            if (memory->fits) return STATUS_OK;
         }
-        if (micro == 1 || wanted > 0) break;
+        if (micro == 1 || wanted > 0) return STATUS_OK;
     }
+}
+
+enum status stage_too_large(const struct stage_choice *choice, const struct config_stage *stage,
+                            const struct stage_memory *memory, double available) {
     char need[16], found[16];
     bytes_text((double)memory->total, need);
     bytes_text(available, found);
     return error_set(STATUS_MEMORY,
                      "stage %s: needs %s a rank at micro_batch %lld%s, %s are free; shorten its length%s", stage->name,
                      need, (long long)memory->micro_batch, memory->recompute ? " with recompute" : "", found,
-                     wanted > 0 ? " or lower train.micro_batch" : "");
+                     choice->micro_batch > 0 ? " or lower train.micro_batch" : "");
 }
 
 enum status stage_flops(const struct config_stage *stage, const struct model *teacher, const struct model *student,

@@ -42,6 +42,7 @@ static void place_micro(struct distill *d, const struct step_settings *settings,
     struct attention_context context = {
         .training = true,
         .attention_stage = d->stage->objective == OBJECTIVE_ATTENTION,
+        .weights = d->stage->weights,
         .progress = (double)settings->step / (double)d->stage->steps,
         .updates = settings->total,
         .first_sample = settings->sample + d->part_first + micro * d->micro_batch,
@@ -188,6 +189,36 @@ static void describe_fault(const struct distill *d, int64_t bad_row, struct step
     }
 }
 
+/* Repeats this rank's passes, looking at every operation: what was not finite first, "" when nothing is any more. */
+static enum status probe_passes(struct distill *d, const struct step_settings *settings, double rows, char text[128]) {
+    struct step_result unused = {.rows = rows};
+    text[0] = '\0';
+    plan_probe(d->student_plan, true);
+    if (d->teacher_plan) plan_probe(d->teacher_plan, true);
+    enum status status = run_micro_steps(d, settings, &unused);
+    if (d->teacher_plan && plan_probed(d->teacher_plan)[0]) {
+        snprintf(text, 128, "the teacher's %s", plan_probed(d->teacher_plan));
+    } else {
+        snprintf(text, 128, "%s", plan_probed(d->student_plan));
+    }
+    plan_probe(d->student_plan, false);
+    if (d->teacher_plan) plan_probe(d->teacher_plan, false);
+    return status;
+}
+
+/* Adds to result->fault where the passes first met something that is not finite, on the lowest rank that did. */
+static enum status trace_fault(struct distill *d, const struct step_settings *settings, struct step_result *result) {
+    char text[128] = "";
+    TRY(comm_agree(d->comm, probe_passes(d, settings, result->rows, text)));
+    int64_t first = text[0] ? comm_rank(d->comm) : INT64_MAX;
+    TRY(comm_all_reduce(d->comm, tensor_1d(&first, DTYPE_I64, 1), COMM_MIN));
+    if (first == INT64_MAX) return STATUS_OK;
+    TRY(comm_broadcast(d->comm, tensor_1d(text, DTYPE_U8, sizeof text), (int)first));
+    size_t used = strlen(result->fault);
+    snprintf(result->fault + used, sizeof result->fault - used, "; met first on rank %lld in %s", (long long)first, text);
+    return STATUS_OK;
+}
+
 static enum status clip_and_update(struct distill *d, const struct step_settings *settings,
                                    struct step_result *result) {
     double mark = time_now_s();
@@ -211,7 +242,8 @@ enum status distill_step(struct distill *d, const struct step_settings *settings
     TRY(comm_agree(d->comm, run_micro_steps(d, settings, result)));
     TRY(reduce_over_ranks(d, result));
     read_losses(d, result);
-    return comm_agree(d->comm, clip_and_update(d, settings, result));
+    TRY(comm_agree(d->comm, clip_and_update(d, settings, result)));
+    return result->skipped ? trace_fault(d, settings, result) : STATUS_OK;
 }
 
 static enum status sum_norms(struct distill *d, struct step_result *unused) {

@@ -54,7 +54,7 @@ struct step_result {
     double norm;     /* of the gradient, before clipping */
     double rows;     /* that count, of all ranks */
     bool skipped;    /* loss or norm not finite: nothing was changed */
-    char fault[160]; /* what was not finite first, when skipped */
+    char fault[320]; /* what was not finite first, when skipped: rank, parameter, operation, layer, head */
     double seconds[PHASES];
 };
 

@@ -6,6 +6,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 #include "eval/evaluate.h"
+#include "io/checkpoint.h"
 #include "io/huggingface.h"
 #include "train/record.h"
 #include "train/saving.h"
@@ -177,19 +178,25 @@ static enum status run_stage(struct trainer *t) {
     return save(t);
 }
 
+/* Rank 0: writes the model, unless it is there and this life has `trained` nothing. */
+static enum status write_model(struct run *run, const char *path, bool trained) {
+    const char *tokenizer = run->config->tokenizer;
+    bool whole = false;
+    TRY(huggingface_is_whole(path, tokenizer, &whole));
+    if (whole && !trained) return STATUS_OK;
+    struct huggingface_save what = {
+        .model = &run->student.config, .params = &run->student.params, .tokenizer = tokenizer};
+    TRY(file_remove_tree(path)); /* of an earlier, shorter run, or what is left of it */
+    return huggingface_save(path, &what);
+}
+
 /* A model from scratch becomes a directory that can be a teacher; one that is there stays, unless this life trained. */
 static enum status save_model(struct trainer *t, bool trained) {
     struct run *run = t->run;
-    enum status status = STATUS_OK;
     char *path = NULL;
     if (!run->config->from_scratch) return STATUS_OK;
     TRY(saving_path(run, "model", &path));
-    if (comm_rank(run->comm) == 0 && (trained || !file_exists(path))) {
-        struct huggingface_save what = {
-            .model = &run->student.config, .params = &run->student.params, .tokenizer = run->config->tokenizer};
-        status = file_remove_tree(path); /* of an earlier, shorter run */
-        if (status == STATUS_OK) status = huggingface_save(path, &what);
-    }
+    enum status status = comm_rank(run->comm) == 0 ? write_model(run, path, trained) : STATUS_OK;
     status = comm_agree(run->comm, status);
     if (status == STATUS_OK) log_line("model    %s", path);
     free(path);
@@ -204,6 +211,26 @@ static enum status keep_log(const struct run *run) {
     return STATUS_OK;
 }
 
+/* Plans every stage that is still to come, so that it depends on the machine of the run's first life only: a checkpoint
+ * of the first stage keeps the last one's. */
+static enum status plan_stages(struct trainer *t) {
+    struct run *run = t->run;
+    const struct config *config = run->config;
+    bool open = config->train.micro_batch == 0 || config->train.recompute == RECOMPUTE_AUTO;
+    if (open && run->plan_ranks > 0 && run->plan_ranks != comm_size(run->comm)) {
+        log_line("plan     the checkpoint is of %d rank%s: where the recipe says auto, micro_batch and recompute are "
+                 "chosen anew",
+                 run->plan_ranks, run->plan_ranks == 1 ? "" : "s");
+    }
+    for (size_t i = (size_t)t->state.stage; i < config->stage_count; i++) {
+        struct stage_memory memory;
+        int64_t trained = 0;
+        TRY(run_start_stage(run, i, &trained));
+        TRY(run_measure_stage(run, i, &memory));
+    }
+    return STATUS_OK;
+}
+
 static enum status prepare(struct trainer *t) {
     struct run *run = t->run;
     const char *resume = t->options->resume;
@@ -214,7 +241,10 @@ static enum status prepare(struct trainer *t) {
     TRY(saving_lock(run, &t->lock));
     TRY(keep_log(run));
     if (own) TRY(saving_read(run, resume, &t->state, &resumed));
-    if (own && resumed) t->saved = t->state.total;
+    if (own && resumed) {
+        t->saved = t->state.total;
+        TRY(checkpoint_point_latest(run->comm, run->config->run, t->state.total));
+    }
     if (!own || !resumed) TRY(saving_set_aside(run, !resumed));
     TRY(saving_write_config(run));
     TRY(run_measure_peak(run->ops, run->config->precision == PRECISION_BF16, &run->peak_flops));
@@ -224,6 +254,7 @@ static enum status prepare(struct trainer *t) {
         log_line("resume   from step %lld%s", (long long)t->state.total,
                  t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
     }
+    TRY(plan_stages(t));
     TRY(record_open(run, t->state.total, resumed, &t->record));
     /* From a path: a checkpoint here at once, so that the next life goes on from it and not from the beginning. */
     return resumed ? save(t) : STATUS_OK;

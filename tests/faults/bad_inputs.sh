@@ -267,6 +267,9 @@ row 2 'teacher and from_scratch exclude each other' train both.yaml
 row 2 'two stages are called "align"' train same-names.yaml
 row 2 'only objective kl has one' train lm.yaml --stages.lm.temperature=2
 row 2 '"new" names what a student adds' train lm.yaml --stages.lm.train=new
+row 2 'weights: only objective attention has them, found true with lm' train lm.yaml --stages.lm.weights=true
+row 2 'whose weights are not positive on every pair' train kl.yaml --stages.align.weights=true
+row 2 'weights: all pairs are visited' train kl.yaml --stages.align.weights=true --stages.align.length=4096
 row 2 'parallel.zero: this version does not' train zero.yaml
 row 2 'parallel.context: this version has no context parallelism' train context.yaml
 row 2 'the key kind is missing' train no-kind.yaml

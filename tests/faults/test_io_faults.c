@@ -8,33 +8,20 @@
 #include "io/shard.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <hdf5.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "support/inject.h"
 #include "support/scratch.h"
 
 /* --- failing calls ---------------------------------------------------------------------------------------------- */
-
-static const char *target; /* the function whose calls are counted; NULL: none */
-static long countdown;     /* its call that fails: 0 is the next one */
-static bool struck;
-
-static bool fails(const char *name, int code) {
-    if (!target || strcmp(name, target) != 0 || countdown-- != 0) return false;
-    struck = true;
-    errno = code;
-    return true;
-}
 
 /* Standard error is closed to the warnings that are meant to be: a failure says so on standard output too. */
 #define FAIL(...)                                                                                                      \
@@ -44,52 +31,24 @@ static bool fails(const char *name, int code) {
         fail_msg(__VA_ARGS__);                                                                                         \
     } while (0)
 
-#define WRAP(result, name, failure, code, parameters, arguments)                                                       \
-    result __real_##name parameters;                                                                                   \
-    result __wrap_##name parameters;                                                                                   \
-    result __wrap_##name parameters {                                                                                  \
-        return fails(#name, code) ? failure : __real_##name arguments;                                                 \
-    }
-
-WRAP(void *, malloc, NULL, ENOMEM, (size_t n), (n))
-WRAP(void *, calloc, NULL, ENOMEM, (size_t n, size_t size), (n, size))
-WRAP(void *, realloc, NULL, ENOMEM, (void *block, size_t n), (block, n))
-WRAP(char *, strdup, NULL, ENOMEM, (const char *text), (text))
-WRAP(size_t, fwrite, 0, ENOSPC, (const void *data, size_t size, size_t n, FILE *file), (data, size, n, file))
-WRAP(FILE *, fopen, NULL, EACCES, (const char *path, const char *mode), (path, mode))
-WRAP(ssize_t, pwrite, -1, ENOSPC, (int fd, const void *data, size_t n, off_t at), (fd, data, n, at))
-WRAP(int, ftruncate, -1, ENOSPC, (int fd, off_t n), (fd, n))
-WRAP(int, fsync, -1, EIO, (int fd), (fd))
-WRAP(int, rename, -1, EIO, (const char *from, const char *to), (from, to))
-WRAP(int, renameat2, -1, EINVAL, (int a, const char *from, int b, const char *to, unsigned flags),
-     (a, from, b, to, flags))
-WRAP(int, symlink, -1, EPERM, (const char *to, const char *path), (to, path))
-WRAP(int, mkdir, -1, EACCES, (const char *path, mode_t mode), (path, mode))
-WRAP(void *, mmap, MAP_FAILED, ENOMEM, (void *at, size_t n, int p, int f, int fd, off_t o), (at, n, p, f, fd, o))
-WRAP(hid_t, H5Pcreate, -1, 0, (hid_t class), (class))
-WRAP(hid_t, H5Screate, -1, 0, (H5S_class_t class), (class))
-WRAP(hid_t, H5Screate_simple, -1, 0, (int rank, const hsize_t *n, const hsize_t *m), (rank, n, m))
-WRAP(herr_t, H5Sselect_hyperslab, -1, 0,
-     (hid_t s, H5S_seloper_t op, const hsize_t *a, const hsize_t *b, const hsize_t *c, const hsize_t *d),
-     (s, op, a, b, c, d))
-WRAP(hid_t, H5Tcopy, -1, 0, (hid_t type), (type))
-WRAP(hid_t, H5Fcreate, -1, 0, (const char *path, unsigned flags, hid_t c, hid_t a), (path, flags, c, a))
-WRAP(hid_t, H5Fopen, -1, 0, (const char *path, unsigned flags, hid_t a), (path, flags, a))
-WRAP(hid_t, H5Gcreate2, -1, 0, (hid_t l, const char *n, hid_t a, hid_t b, hid_t c), (l, n, a, b, c))
-WRAP(hid_t, H5Dcreate2, -1, 0, (hid_t l, const char *n, hid_t t, hid_t s, hid_t a, hid_t b, hid_t c),
-     (l, n, t, s, a, b, c))
-WRAP(hid_t, H5Dopen2, -1, 0, (hid_t l, const char *n, hid_t a), (l, n, a))
-WRAP(hid_t, H5Dget_space, -1, 0, (hid_t d), (d))
-WRAP(herr_t, H5Dwrite, -1, 0, (hid_t d, hid_t t, hid_t m, hid_t f, hid_t p, const void *x), (d, t, m, f, p, x))
-WRAP(herr_t, H5Dread, -1, 0, (hid_t d, hid_t t, hid_t m, hid_t f, hid_t p, void *x), (d, t, m, f, p, x))
-WRAP(herr_t, H5Pset_virtual, -1, 0, (hid_t p, hid_t v, const char *f, const char *d, hid_t s), (p, v, f, d, s))
-WRAP(hid_t, H5Acreate_by_name, -1, 0,
-     (hid_t l, const char *o, const char *n, hid_t t, hid_t s, hid_t a, hid_t b, hid_t c), (l, o, n, t, s, a, b, c))
-WRAP(herr_t, H5Awrite, -1, 0, (hid_t a, hid_t t, const void *x), (a, t, x))
-WRAP(hid_t, H5Aopen_by_name, -1, 0, (hid_t l, const char *o, const char *n, hid_t a, hid_t b), (l, o, n, a, b))
-WRAP(hid_t, H5Aget_type, -1, 0, (hid_t a), (a))
-WRAP(herr_t, H5Aread, -1, 0, (hid_t a, hid_t t, void *x), (a, t, x))
-WRAP(hid_t, H5FDregister, -1, 0, (const H5FD_class_t *class), (class))
+/* Beside those of support/inject.c. */
+INJECT(int, symlink, -1, EPERM, (const char *to, const char *path), (to, path))
+INJECT(hid_t, H5Pcreate, -1, 0, (hid_t class), (class))
+INJECT(hid_t, H5Screate, -1, 0, (H5S_class_t class), (class))
+INJECT(hid_t, H5Screate_simple, -1, 0, (int rank, const hsize_t *n, const hsize_t *m), (rank, n, m))
+INJECT(herr_t, H5Sselect_hyperslab, -1, 0,
+       (hid_t s, H5S_seloper_t op, const hsize_t *a, const hsize_t *b, const hsize_t *c, const hsize_t *d),
+       (s, op, a, b, c, d))
+INJECT(hid_t, H5Tcopy, -1, 0, (hid_t type), (type))
+INJECT(hid_t, H5Gcreate2, -1, 0, (hid_t l, const char *n, hid_t a, hid_t b, hid_t c), (l, n, a, b, c))
+INJECT(hid_t, H5Dget_space, -1, 0, (hid_t d), (d))
+INJECT(herr_t, H5Pset_virtual, -1, 0, (hid_t p, hid_t v, const char *f, const char *d, hid_t s), (p, v, f, d, s))
+INJECT(hid_t, H5Acreate_by_name, -1, 0,
+       (hid_t l, const char *o, const char *n, hid_t t, hid_t s, hid_t a, hid_t b, hid_t c), (l, o, n, t, s, a, b, c))
+INJECT(hid_t, H5Aopen_by_name, -1, 0, (hid_t l, const char *o, const char *n, hid_t a, hid_t b), (l, o, n, a, b))
+INJECT(hid_t, H5Aget_type, -1, 0, (hid_t a), (a))
+INJECT(herr_t, H5Aread, -1, 0, (hid_t a, hid_t t, void *x), (a, t, x))
+INJECT(hid_t, H5FDregister, -1, 0, (const H5FD_class_t *class), (class))
 
 static const char *const functions[] = {
     "malloc",
@@ -270,17 +229,14 @@ static const char *only_scenario, *only_function;
 static void run_row(int s, int f) {
     for (long call = 0;; call++) {
         scenarios[s].prepare();
-        target = functions[f];
-        countdown = call;
-        struck = false;
+        inject_start(functions[f], call);
         enum status status = scenarios[s].work();
-        target = NULL;
-        bool done = status == STATUS_OK, silent = !done && error_message()[0] == '\0';
+        bool struck = inject_stop(), done = status == STATUS_OK, silent = !done && error_message()[0] == '\0';
         if (only_scenario && !done)
             printf("%s %ld: %s: %s\n", functions[f], call, status_name(status), error_message());
         if (silent)
             FAIL("%s: %s fails at call %ld: %s without a message", scenarios[s].name, functions[f], call,
-                     status_name(status));
+                 status_name(status));
         if (!struck && !done) FAIL("%s: fails with nothing failing: %s", scenarios[s].name, error_message());
         error_clear();
         scenarios[s].check(done);

@@ -10,8 +10,12 @@ static void test_round_trip(void **state) {
     ok(checkpoint_path(run, 500, &path));
     check_content(path, 500);
     ok(checkpoint_verify(comm, path));
-    assert_true(checkpoint_is_checkpoint(path) && checkpoint_is_run(run));
-    assert_false(checkpoint_is_checkpoint(run) || checkpoint_is_run(path));
+    bool is[4];
+    ok(checkpoint_is_checkpoint(path, &is[0]));
+    ok(checkpoint_is_run(run, &is[1]));
+    ok(checkpoint_is_checkpoint(run, &is[2]));
+    ok(checkpoint_is_run(path, &is[3]));
+    assert_true(is[0] && is[1] && !is[2] && !is[3]);
     ok(checkpoint_find(comm, run, &found));
     assert_string_equal(found, path);
     free(found);

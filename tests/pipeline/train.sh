@@ -139,6 +139,8 @@ half() {
 }
 check "lm, 2 ranks stop" half
 check "lm, 3 ranks go on" ranks 3 "$squint" train lm.yaml --run=lm_three
+check "lm, 3 ranks choose their micro-batches" grep -q "plan     the checkpoint is of 2 ranks" lm_three/log
+check "lm, 2 ranks keep theirs" test -z "$(grep "chosen anew" lm_stopped/log)"
 check "lm, 2 then 3 ranks like one" "$compare" lm1 lm_three 1e-5
 
 # Two jobs, one directory.

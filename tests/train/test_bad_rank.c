@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 enum { VOCABULARY = 31, T = 8, BATCH = 6 };
-enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_FAIL };
+enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_ATTENTION, DEED_BACKWARD, DEED_FAIL };
 
 static struct comm *comm;
 static int rank, size;
@@ -28,6 +28,21 @@ static enum status spoiled_loss(const struct ops *table, const struct loss_rows 
     TRY(real_ops->loss_rows(table, arguments));
     if (now == DEED_GRADIENT) ((float *)arguments->gradient.data)[3] = INFINITY;
     if (now == DEED_LOSS) ((float *)arguments->ce.data)[0] = NAN;
+    return STATUS_OK;
+}
+
+/* Query head 1 of the only layer gives a NaN. */
+static enum status spoiled_attention(const struct ops *table, const struct attention *arguments) {
+    TRY(real_ops->attention(table, arguments));
+    if (rank == size - 1 && deed == DEED_ATTENTION) {
+        ((float *)arguments->o.data)[2 * arguments->o.stride[1] + arguments->o.stride[2] + 1] = NAN;
+    }
+    return STATUS_OK;
+}
+
+static enum status spoiled_backward(const struct ops *table, const struct attention_backward *arguments) {
+    TRY(real_ops->attention_backward(table, arguments));
+    if (rank == size - 1 && deed == DEED_BACKWARD) ((float *)arguments->dk.data)[0] = INFINITY;
     return STATUS_OK;
 }
 
@@ -69,15 +84,23 @@ static void test_bad_rank(void **state) {
     struct step_result result;
     struct step_settings settings = {.update = 1, .lr = 1e-2};
     uint64_t before = 0, after = 0;
-    char expected[64];
+    char expected[128];
     open_all(&config, &run, &d);
     CHECK_OK(params_hash(&run.student.params, &before));
-    for (deed = DEED_GRADIENT; deed <= DEED_LOSS; deed++) {
+    static const char *const places[] = {[DEED_GRADIENT] = "the gradient that the head sends back",
+                                         [DEED_LOSS] = "",
+                                         [DEED_ATTENTION] = "layer 0, head 1, full",
+                                         [DEED_BACKWARD] = "layer 0, head 0, the gradient of its keys"};
+    for (deed = DEED_GRADIENT; deed < DEED_FAIL; deed++) {
         CHECK_OK(distill_step(&d, &settings, &result));
         assert_true(result.skipped);
-        snprintf(expected, sizeof expected, deed == DEED_LOSS ? "the loss of rank %d" : "the gradient of wte",
-                 size - 1);
+        bool in_loss = deed == DEED_LOSS || deed == DEED_ATTENTION;
+        snprintf(expected, sizeof expected, in_loss ? "the loss of rank %d" : "the gradient of wte", size - 1);
         if (!strstr(result.fault, expected)) fail_msg("expected \"%s\", found \"%s\"", expected, result.fault);
+        if (places[deed][0]) {
+            snprintf(expected, sizeof expected, "; met first on rank %d in %s", size - 1, places[deed]);
+            if (!strstr(result.fault, expected)) fail_msg("expected \"%s\", found \"%s\"", expected, result.fault);
+        }
         CHECK_OK(params_hash(&run.student.params, &after));
         assert_true(before == after);
     }
@@ -132,6 +155,8 @@ static int make_all(void **state) {
     CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &real_ops));
     ops = *real_ops;
     ops.loss_rows = spoiled_loss;
+    ops.attention = spoiled_attention;
+    ops.attention_backward = spoiled_backward;
     return 0;
 }
 

@@ -1,0 +1,140 @@
+/* LoRA on the attention's projections (Hu et al. 2021): W + B·A, B zero at the start, A by option normal or the leading
+ * right singular vectors of W, where W itself does most (as in PiSSA, Meng et al. 2024, but the frozen W stays whole).
+ */
+#include "model/internal.h"
+
+#include "base/memory.h"
+#include "base/rng.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const parts[] = {"attn.qkv", "attn.out"};
+enum { PARTS = 2, OVERSAMPLED = 8, ROUNDS = 8 };
+
+static const struct param *row_of(const struct model *model, int64_t layer, int part, const char *ending) {
+    char name[64];
+    snprintf(name, sizeof name, "h.%lld.%s.%s", (long long)layer, parts[part], ending);
+    return params_find(&model->params, name);
+}
+
+enum status lora_add(struct model *model) {
+    int64_t rank = model->lora.rank;
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        for (int part = 0; part < PARTS; part++) {
+            const struct param *weight = row_of(model, l, part, "weight");
+            int64_t out = weight->shape[0], in = weight->shape[1];
+            if (rank > in || rank > out) {
+                return error_set(STATUS_USAGE, "train: lora(%lld): %s is %lldx%lld; expected a rank of at most %lld",
+                                 (long long)rank, weight->name, (long long)out, (long long)in,
+                                 (long long)(in < out ? in : out));
+            }
+            struct param a = {.rank = 2,
+                              .shape = {rank, in},
+                              .init = INIT_NORMAL,
+                              .init_std = 1.0 / sqrt((double)in),
+                              .decay = true,
+                              .lora = true,
+                              .fixed = model->lora.fixed};
+            struct param b = {.rank = 2, .shape = {out, rank}, .init = INIT_ZERO, .decay = true, .lora = true};
+            snprintf(a.name, sizeof a.name, "h.%lld.%s.lora_a", (long long)l, parts[part]);
+            snprintf(b.name, sizeof b.name, "h.%lld.%s.lora_b", (long long)l, parts[part]);
+            TRY(params_add(&model->params, &a, 0));
+            TRY(params_add(&model->params, &b, 0));
+        }
+    }
+    return STATUS_OK;
+}
+
+/* Rows of x [count,width] made orthonormal in order (Gram-Schmidt, twice for rounding); a row that depends on those
+ * before becomes 0. */
+static void orthonormalise(double *x, int64_t count, int64_t width) {
+    for (int64_t i = 0; i < count; i++) {
+        double *row = x + i * width, before = 0, after = 0;
+        for (int64_t c = 0; c < width; c++) before += row[c] * row[c];
+        for (int pass = 0; pass < 2; pass++) {
+            for (int64_t j = 0; j < i; j++) {
+                double dot = 0;
+                for (int64_t c = 0; c < width; c++) dot += row[c] * x[j * width + c];
+                for (int64_t c = 0; c < width; c++) row[c] -= dot * x[j * width + c];
+            }
+        }
+        for (int64_t c = 0; c < width; c++) after += row[c] * row[c];
+        double scale = after > 1e-20 * before && after > 0 ? 1 / sqrt(after) : 0;
+        for (int64_t c = 0; c < width; c++) row[c] *= scale;
+    }
+}
+
+/* What the iteration works in: `count` candidate vectors of a weight [out,in], on the device and on the host. */
+struct iteration {
+    const struct ops *ops;
+    struct tensor weight, x, y; /* [out,in]; [count,in]; [count,out] */
+    int64_t count, width;       /* width: in */
+    double *host;               /* [count,in] */
+    void *wire;                 /* the same as the device has it */
+};
+
+static enum status move(struct iteration *it, bool to_device) {
+    int64_t n = it->count * it->width;
+    float *narrow = it->wire;
+    bool wide = it->x.dtype == DTYPE_F64;
+    if (!to_device) TRY(it->ops->download(it->ops, it->x, it->wire));
+    for (int64_t i = 0; i < n; i++) {
+        if (to_device && !wide) narrow[i] = (float)it->host[i];
+        if (!to_device && !wide) it->host[i] = (double)narrow[i];
+    }
+    if (wide)
+        memcpy(to_device ? it->wire : (void *)it->host, to_device ? (void *)it->host : it->wire,
+               (size_t)n * sizeof(double));
+    return to_device ? it->ops->upload(it->ops, it->x, it->wire) : STATUS_OK;
+}
+
+/* Subspace iteration on WᵀW (Halko, Martinsson and Tropp 2011, algorithm 4.4): host holds the leading right singular
+ * vectors, the first `rank` of them in order of their values up to what the rounds resolve. */
+static enum status iterate(struct iteration *it, uint64_t seed, uint64_t stream) {
+    for (int64_t i = 0; i < it->count * it->width; i++) it->host[i] = rng_normal(seed, stream, (uint64_t)i);
+    for (int round = 0; round < ROUNDS; round++) {
+        struct gemm forward = {.a = it->x, .b = it->weight, .c = it->y, .transpose_b = true, .alpha = 1};
+        struct gemm back = {.a = it->y, .b = it->weight, .c = it->x, .alpha = 1};
+        orthonormalise(it->host, it->count, it->width);
+        TRY(move(it, true));
+        TRY(it->ops->gemm(it->ops, &forward));
+        TRY(it->ops->gemm(it->ops, &back));
+        TRY(move(it, false));
+    }
+    orthonormalise(it->host, it->count, it->width);
+    return STATUS_OK;
+}
+
+static enum status start_row(const struct model *model, int64_t layer, int part, uint64_t seed) {
+    enum status status = STATUS_OK;
+    const struct ops *ops = model->params.ops;
+    const struct param *weight = row_of(model, layer, part, "weight"), *a = row_of(model, layer, part, "lora_a");
+    int64_t out = weight->shape[0], in = weight->shape[1], most = in < out ? in : out;
+    int64_t count = model->lora.rank + OVERSAMPLED < most ? model->lora.rank + OVERSAMPLED : most;
+    struct iteration it = {.ops = ops, .weight = weight->value, .count = count, .width = in};
+    size_t bytes = dtype_size(ops->real) * (size_t)(count * (in + out));
+    void *block = NULL;
+    TRY_GOTO(done, ops->allocate(ops, bytes, &block));
+    it.x = tensor_2d(block, ops->real, count, in);
+    it.y = tensor_2d((char *)block + dtype_size(ops->real) * (size_t)(count * in), ops->real, count, out);
+    TRY_GOTO(done, memory_new((size_t)(count * in), sizeof(double), "singular vectors", &it.host));
+    TRY_GOTO(done, memory_new((size_t)(count * in), sizeof(double), "singular vectors", &it.wire));
+    TRY_GOTO(done, iterate(&it, seed, rng_substream(RNG_INIT, (uint64_t)(layer * PARTS + part))));
+    TRY_GOTO(done, move(&it, true));
+    status = ops->copy(ops, tensor_rows(it.x, 0, model->lora.rank), a->value);
+done:
+    free(it.wire);
+    free(it.host);
+    ops->release(ops, block);
+    return status;
+}
+
+enum status lora_start(struct model *model, uint64_t seed) {
+    for (int64_t l = 0; model->lora.svd && l < model->config.layers; l++) {
+        for (int part = 0; part < PARTS; part++) TRY(start_row(model, l, part, seed));
+    }
+    return STATUS_OK;
+}
