@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32 };
+enum { OPTIONS = 16, WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32 };
 static const char *const where = "evaluation";
 
 /* One rule with room for what it says: candidates and where they start. */
 struct rule_space {
-    struct config_option options[4];
+    struct config_option options[OPTIONS];
     char *words[2][WORDS];
     char text[2][WORDS][WORD_BYTES];
 };
@@ -154,6 +154,37 @@ static void cover_masks(struct config_attention *rule, struct rule_space *space,
     rule->option_count = used + 1;
 }
 
+/* nsa: all blocks and a window over everything; the compressed branch is switched off in the model that is made. */
+static void cover_nsa(struct config_attention *rule, struct rule_space *space, int64_t length) {
+    size_t used = 0;
+    int64_t block = 64;
+    for (size_t i = 0; i < rule->option_count && used < OPTIONS - 2; i++) {
+        const struct config_option *option = &rule->options[i];
+        if (strcmp(option->key, "block") == 0) block = strtoll(option->words[0], NULL, 10);
+        if (strcmp(option->key, "select") == 0 || strcmp(option->key, "window") == 0) continue;
+        space->options[used++] = *option;
+    }
+    const int64_t blocks = block > 0 ? (length + block - 1) / block : 0;
+    space_words(space, 0, "select", &space->options[used]);
+    snprintf(space->text[0][0], WORD_BYTES, "%lld", (long long)(blocks > 3 ? blocks : 3));
+    space->options[used++].count = 1;
+    space_words(space, 1, "window", &space->options[used]);
+    snprintf(space->text[1][0], WORD_BYTES, "%lld", (long long)length);
+    space->options[used++].count = 1;
+    rule->options = space->options;
+    rule->option_count = used;
+}
+
+static enum status switch_compressed_off(struct model *model) {
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        struct attention_layer *layer = &model->layers[l];
+        char name[ATTENTION_BRANCH_NAME];
+        for (int branch = 0; layer->kind->branch_name && layer->kind->branch_name(layer, branch, name); branch++)
+            if (strcmp(name, "compressed") == 0) TRY(layer->kind->switch_off(layer, 1u << branch));
+    }
+    return STATUS_OK;
+}
+
 enum status variant_covered(const struct model *teacher, const struct config_attention *rules, size_t rule_count,
                             int64_t length, uint64_t seed, struct model *out) {
     struct config_attention *covered = NULL;
@@ -164,11 +195,17 @@ enum status variant_covered(const struct model *teacher, const struct config_att
         if (strcmp(rules[r].kind, "full") == 0) continue;
         if (strcmp(rules[r].kind, "masks") == 0) {
             cover_masks(&covered[r], &spaces[r], length);
+        } else if (strcmp(rules[r].kind, "nsa") == 0) {
+            cover_nsa(&covered[r], &spaces[r], length);
         } else {
             status = error_set(STATUS_NOT_FOUND, "kind %s: has no form that reads everything", rules[r].kind);
         }
     }
     if (status == STATUS_OK) status = model_student(teacher, where, covered, rule_count, NULL, 0, false, seed, out);
+    if (status == STATUS_OK) {
+        status = switch_compressed_off(out);
+        if (status != STATUS_OK) model_free(out);
+    }
     free(covered);
     free(spaces);
     return status;
