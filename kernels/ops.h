@@ -116,6 +116,63 @@ struct attention_decode {
     double scale;
 };
 
+/* Feature maps of linear attention (ATTENTION.md, "performer" and "kerformer"), N rows a head, M features:
+ * FEATURE_EXP, M = N: φ(x) = M^{-1/2} exp(W x̂ − ‖x̂‖²/2), x̂ = x·D^{-1/4} (FAVOR+, Choromanski et al. 2020).
+ * FEATURE_HEDGEHOG, M = 2N: φ(x) = [softmax(W x), softmax(−W x)] (Zhang et al. 2024).
+ * FEATURE_RELU, M = N: φ(x) = relu(W x + b) + 1e-6.
+ * q_map [H,N,D], k_map [G,N,D]: W of each query head and of each key head; stride 0 in dimension 0 is allowed (one W for all),
+ * and both may be the same tensor. q_bias [H,N], k_bias [G,N]: b, of FEATURE_RELU, both or neither.
+ * squeeze [G,R,M], excite [G,M,R], both or neither, not with FEATURE_EXP: φ_q(i) is multiplied by
+ * e_i = 2σ(excite · relu(squeeze · p_i)), p_i the mean of φ_k(j) over the tokens j ≤ i of the document.
+ * beta [H] statistic or none (0). All others: real. */
+enum feature_kind { FEATURE_EXP = 0, FEATURE_HEDGEHOG, FEATURE_RELU };
+struct features {
+    enum feature_kind kind;
+    struct tensor q_map, k_map, q_bias, k_bias, squeeze, excite, beta;
+};
+
+/* Attention that is linear in T (Katharopoulos et al. 2020), with exact softmax weights for near tokens (Zhang et al. 2024, LoLCATs):
+ *   w_ij = e^{scale · q_i·k_j}            for the last `window` tokens, itself included (0: none)
+ *   w_ij = e^{beta} φ_q(i)·φ_k(j)         for every earlier token of the document
+ *   o_i = Σ_j w_ij v_j / Σ_j w_ij
+ * q [B,T,H,D], k, v [B,T,G,D], o [B,T,H,D], start [B,T] I32, causal: as for `attention`. no_window [B] I32 or none: sequences with a
+ * value other than 0 run as with window 0. causal false: all tokens of the document; only without window and squeeze.
+ * log_sums [B,H,T] f32 statistics: log Σ_j w_ij, kept for the backward pass; −inf where every weight is below what the dtype
+ * can hold, then o = 0.
+ * near_only: earlier tokens have no weight, for an audit of what the window does alone; causal only.
+ * chunk: tokens that are taken at once (0: the device's choice); it changes results by rounding only.
+ * A query's exponents lose their own maximum, a key's its own maximum a_j, and the key is weighted by e^{a_j − P}, P the largest
+ * a of the document's keys that the query's far part holds: no later token changes a bit of an output. Features are never stored: memory
+ * beside the tensors is O(T·D) for each thread. */
+struct linear_attention {
+    struct tensor q, k, v, start, no_window, o, log_sums;
+    struct features features;
+    int64_t window, chunk;
+    bool causal, near_only;
+    double scale;
+};
+/* dq, dk, dv: written, same shapes and stride rules as q, k, v. The gradients of the features' parameters, same shapes (parameter dtype;
+ * beta's: statistic), each optional: +=; stride 0 in dimension 0 of d_q_map, d_k_map allowed (the heads' sums are added); no overlap
+ * among them. o, log_sums: the forward pass's. */
+struct linear_attention_backward {
+    struct linear_attention forward;
+    struct tensor d_o, dq, dk, dv;
+    struct tensor d_q_map, d_k_map, d_q_bias, d_k_bias, d_squeeze, d_excite, d_beta;
+};
+/* The next token of each sequence, from a state of fixed size. q [B,H,D], k, v [B,G,D], o [B,H,D]: strided rows of heads allowed.
+ * start [B] I32: index of the first token of the current document; where it equals `position` the sequence's state is cleared
+ * first. Read and written: sums [B,G,M,D+1] real: Σ φ_k(j) [v_j, 1] of far tokens; peaks [B,G] statistics: P, the logarithm that sums
+ * lack; means [B,G,M] real: Σ φ_k(j) of all tokens, or none without squeeze; near_k, near_v [B,window,G,D] real: token t in slot t mod
+ * window, or none without a window. Before the first token contents are of no matter. */
+struct linear_attention_decode {
+    struct tensor q, k, v, start, o;
+    struct tensor sums, peaks, means, near_k, near_v;
+    struct features features;
+    int64_t position;
+    bool near_only;
+    double scale;
+};
+
 /* ---- blocks of keys: kind nsa (docs/attention.md; Yuan et al. 2025, arXiv 2502.11089) ----
  * Both sorts of block are counted from each document's first token; attention is causal and stays in its document.
  * Compressed blocks hold `compress` tokens (l) every `stride` (d), only those that lie whole in their document. They are
@@ -289,6 +346,9 @@ struct ops {
     enum status (*attention)(const struct ops *ops, const struct attention *arguments);
     enum status (*attention_backward)(const struct ops *ops, const struct attention_backward *arguments);
     enum status (*attention_decode)(const struct ops *ops, const struct attention_decode *arguments);
+    enum status (*linear_attention)(const struct ops *ops, const struct linear_attention *arguments);
+    enum status (*linear_attention_backward)(const struct ops *ops, const struct linear_attention_backward *arguments);
+    enum status (*linear_attention_decode)(const struct ops *ops, const struct linear_attention_decode *arguments);
 
     /* ---- blocks of keys ------------------------------------------------------------------------------------------- */
     enum status (*block_compress)(const struct ops *ops, const struct block_compress *arguments);

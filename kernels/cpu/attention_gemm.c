@@ -1,6 +1,6 @@
 /* The matrix product and the transpose of attention's tiles: small, from cache, no packing of its own. A register tile
  * of eight rows and two vectors; the vectors are the compiler's, as wide as the variant's instructions. */
-#include "kernels/cpu/attention_internal.h"
+#include "kernels/cpu/attention_gemm.h"
 
 #if defined(__AVX512F__)
 enum { VECTOR_BYTES = 64 };

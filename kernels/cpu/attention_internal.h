@@ -6,6 +6,7 @@
 #ifndef SQUINT_KERNELS_CPU_ATTENTION_INTERNAL_H
 #define SQUINT_KERNELS_CPU_ATTENTION_INTERNAL_H
 
+#include "kernels/cpu/attention_gemm.h"
 #include "kernels/cpu/attention_set.h"
 #include "kernels/cpu/cpu.h"
 
@@ -24,16 +25,11 @@ struct attention_head {
 };
 
 enum {
-    LANES = 16, /* columns of a tile and padded widths are multiples of it */
     BLOCK_ROWS = 64,
     TILE_KEYS = 320, /* columns of a tile at most */
     CUT_KEYS = 32,   /* dense tiles begin and end at multiples of it, or where their keys do */
     PACK_KEYS = 64,  /* keys of a transposed run, and of a tile of gathered keys */
 };
-
-static inline int64_t pad_lanes(int64_t n) {
-    return (n + LANES - 1) / LANES * LANES;
-}
 
 /* Candidates that are visited by the same tiles. step: of the rows of a block (1, or a dilated candidate's). */
 struct group {
@@ -109,15 +105,6 @@ struct block {
 };
 
 enum { KEPT_ELEMENTS = 65536, KEPT_TILES = 256 };
-
-/* c [m,n] (+)= a [m,k] · b [k,n]: element (i,p) of a at a[i·a_row + p·a_column], rows of b and c are dense; n a
- * multiple of LANES. Every element is summed over p in ascending order, whatever m and n are. */
-void NAME(attention_gemm)(int64_t m, int64_t n, int64_t k, const real *a, int64_t a_row, int64_t a_column,
-                          const real *b, int64_t b_row, real *c, int64_t c_row, bool accumulate);
-
-/* to [columns][rows] = from [rows][columns], transposed. */
-void NAME(attention_transpose)(int64_t rows, int64_t columns, const real *from, int64_t from_row, real *to,
-                               int64_t to_row);
 
 /* Packs keys and values first … first + PACK_KEYS − 1, first a multiple of PACK_KEYS; clears their gradients. */
 void NAME(attention_pack_run)(const struct attention_head *head, const struct packed *packed, int64_t first);

@@ -17,7 +17,7 @@ struct access {
     const char *may_be; /* name of the argument that this output may be (in place), or NULL */
 };
 
-enum { ACCESSES_MAX = 16 };
+enum { ACCESSES_MAX = 32 };
 
 /* One call: its arguments, then what must hold when it returns. */
 struct call {
@@ -85,8 +85,9 @@ enum status call_end(struct guard *guard, struct call *call, enum status status)
         return call_end(guard_, call_, guard_->inner->function(guard_->inner, __VA_ARGS__));                           \
     } while (0)
 
-/* layers.c, blocks.c, losses.c: fill in the guarded functions. */
+/* layers.c, linear.c, blocks.c, losses.c: fill in the guarded functions. */
 void guard_layers(struct ops *ops);
+void guard_linear(struct ops *ops);
 void guard_blocks(struct ops *ops);
 void guard_losses(struct ops *ops);
 

@@ -4,7 +4,7 @@
 
 #include "attention/attention.h"
 
-extern const struct kind kind_full, kind_masks, kind_nsa;
+extern const struct kind kind_full, kind_masks, kind_performer, kind_kerformer, kind_nsa;
 
 /* NULL when the recipe does not give `key`. */
 const struct config_option *options_find(const struct config_attention *rule, const char *key);
@@ -20,5 +20,8 @@ enum status options_choice(const char *where, const struct config_attention *rul
 /* One word as a number. */
 enum status options_number(const char *where, const struct config_attention *rule, const struct config_option *option,
                            const char *word, double minimum, double maximum, double *value);
+/* *value of the option's one word, a whole number; unchanged when the option is absent. */
+enum status options_count(const char *where, const struct config_attention *rule, const char *key, int64_t minimum,
+                          int64_t maximum, int64_t *value);
 
 #endif

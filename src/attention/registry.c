@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_nsa, NULL};
+const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, &kind_nsa, NULL};
 
 const struct kind *kind_find(const char *name) {
     for (int i = 0; kind_table[i]; i++) {
@@ -73,6 +73,20 @@ enum status options_number(const char *where, const struct config_attention *rul
     if (end == word || *end != '\0' || !(number >= minimum && number <= maximum)) {
         snprintf(expected, sizeof expected, "a number from %g to %g", minimum, maximum);
         return options_wrong(where, rule, option, expected, word);
+    }
+    *value = number;
+    return STATUS_OK;
+}
+
+enum status options_count(const char *where, const struct config_attention *rule, const char *key, int64_t minimum,
+                          int64_t maximum, int64_t *value) {
+    const struct config_option *option = options_find(rule, key);
+    char expected[96], *end = NULL;
+    if (!option) return STATUS_OK;
+    const long long number = option->count == 1 ? strtoll(option->words[0], &end, 10) : 0;
+    if (option->count != 1 || end == option->words[0] || *end != '\0' || number < minimum || number > maximum) {
+        snprintf(expected, sizeof expected, "a whole number from %lld to %lld", (long long)minimum, (long long)maximum);
+        return options_wrong(where, rule, option, expected, option->count == 1 ? option->words[0] : "a list");
     }
     *value = number;
     return STATUS_OK;

@@ -8,10 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { OPTIONS = 16, WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32 };
+enum { WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32, OPTIONS = 16 };
 static const char *const where = "evaluation";
 
-/* One rule with room for what it says: candidates and where they start. */
+/* One rule with room for what it says: candidates and where they start; or a kind's few options. */
 struct rule_space {
     struct config_option options[OPTIONS];
     char *words[2][WORDS];
@@ -154,6 +154,20 @@ static void cover_masks(struct config_attention *rule, struct rule_space *space,
     rule->option_count = used + 1;
 }
 
+/* kerformer: a window over everything, so that nothing is left to the features. */
+static void cover_kerformer(struct config_attention *rule, struct rule_space *space, int64_t length) {
+    size_t used = 0;
+    for (size_t i = 0; i < rule->option_count && used < OPTIONS - 1; i++) {
+        const char *key = rule->options[i].key;
+        if (strcmp(key, "window") != 0 && strcmp(key, "window_dropout") != 0) space->options[used++] = rule->options[i];
+    }
+    space_words(space, 0, "window", &space->options[used]);
+    space->options[used].count = 1;
+    snprintf(space->text[0][0], WORD_BYTES, "%lld", (long long)length);
+    rule->options = space->options;
+    rule->option_count = used + 1;
+}
+
 /* nsa: all blocks and a window over everything; the compressed branch is switched off in the model that is made. */
 static void cover_nsa(struct config_attention *rule, struct rule_space *space, int64_t length) {
     size_t used = 0;
@@ -195,6 +209,8 @@ enum status variant_covered(const struct model *teacher, const struct config_att
         if (strcmp(rules[r].kind, "full") == 0) continue;
         if (strcmp(rules[r].kind, "masks") == 0) {
             cover_masks(&covered[r], &spaces[r], length);
+        } else if (strcmp(rules[r].kind, "kerformer") == 0) {
+            cover_kerformer(&covered[r], &spaces[r], length);
         } else if (strcmp(rules[r].kind, "nsa") == 0) {
             cover_nsa(&covered[r], &spaces[r], length);
         } else {

@@ -144,6 +144,7 @@ int64_t params_elements(const struct params *params) {
 }
 
 bool params_match(const struct param *row, const char *pattern) {
+    if (row->constant) return false;
     if (strcmp(pattern, "all") == 0) return true;
     if (strcmp(pattern, "new") == 0) return row->added;
     if (strcmp(pattern, "lora") == 0 || strncmp(pattern, "lora(", 5) == 0) return row->lora;
@@ -259,6 +260,18 @@ done:
     return status;
 }
 
+static enum status fill_identity(const struct params *params, const struct param *row) {
+    const struct ops *ops = params->ops;
+    const int64_t columns = row->shape[row->rank - 1], height = row->shape[row->rank - 2];
+    struct tensor rows = tensor_as_rows(row->value);
+    TRY(ops->fill(ops, row->value, 0));
+    for (int64_t r = 0; r < rows.shape[0]; r++) {
+        const int64_t n = r % height;
+        TRY(ops->fill(ops, tensor_columns(tensor_rows(rows, r, 1), n % columns, 1), n / columns % 2 ? -1 : 1));
+    }
+    return STATUS_OK;
+}
+
 static enum status initialise_row(const struct params *params, const struct param *row, uint64_t seed) {
     const struct ops *ops = params->ops;
     if (row->init == INIT_ZERO) return ops->fill(ops, row->value, 0);
@@ -267,6 +280,8 @@ static enum status initialise_row(const struct params *params, const struct para
         uint64_t stream = rng_substream(RNG_INIT, hash_bytes(row->name, strlen(row->name)) >> 8);
         return ops->fill_normal(ops, row->value, row->init_std, seed, stream);
     }
+    if (row->init == INIT_ORTHOGONAL) return params_redraw(params, row, seed, 0);
+    if (row->init == INIT_IDENTITY) return fill_identity(params, row);
     struct tensor rows = tensor_as_rows(row->value);
     for (int64_t r = 0, i = 0; r < rows.shape[0]; r++) {
         for (int64_t column = 0; column < rows.shape[1]; column++, i++) {

@@ -15,7 +15,10 @@
 #include "config/model_config.h"
 #include "kernels/ops.h"
 
-enum param_init { INIT_ZERO = 0, INIT_ONE, INIT_NORMAL, INIT_VALUES };
+/* INIT_IDENTITY: row n of each matrix is ±1 in column n mod columns, the sign turning every `columns` rows.
+ * INIT_ORTHOGONAL: params_draw_orthogonal, the same in every matrix of the row and in all such rows whose names agree up to the last
+ * dot, so that queries and keys start with one map. */
+enum param_init { INIT_ZERO = 0, INIT_ONE, INIT_NORMAL, INIT_VALUES, INIT_IDENTITY, INIT_ORTHOGONAL };
 
 struct param {
     char name[64];
@@ -27,6 +30,7 @@ struct param {
     bool decay;                 /* weight decay applies: matrices, not biases, norms or kinds' own numbers */
     bool sparse;                /* the proximal L1 step applies */
     bool added;                 /* by a kind ("new") */
+    bool constant;              /* drawn, never trained: no pattern names it. Kept with the others in checkpoints and exports */
     bool lora;                  /* added by LoRA */
     bool fixed;                 /* never trains, whatever a stage names; kept in checkpoints as it is */
     bool owned;                 /* value lies in this table's own block */
@@ -74,6 +78,11 @@ enum status params_own(struct params *params, char *const *patterns, size_t coun
 enum status params_place(struct params *params, bool train);
 /* Fills the rows that are added (or, of a model from scratch, all): a function of (seed, name). */
 enum status params_initialise(struct params *params, uint64_t seed, bool only_added);
+/* out [rows,columns]: blocks of `columns` orthogonal rows (QR of Gaussians), each row as long as a Gaussian vector of its own
+ * (Choromanski et al. 2020); a function of (seed, part). STATUS_MEMORY. */
+enum status params_draw_orthogonal(uint64_t seed, uint64_t part, int64_t rows, int64_t columns, double *out);
+/* Draw number `draw` of a row with INIT_ORTHOGONAL; draw 0 is its initial value. */
+enum status params_redraw(const struct params *params, const struct param *row, uint64_t seed, uint64_t draw);
 /* Sets `trained` for the rows that match, false for the rest; *elements = how many elements train. Every such row must be owned. */
 enum status params_train(struct params *params, char *const *patterns, size_t count, int64_t *elements);
 /* Moments to zero: a new stage begins. */

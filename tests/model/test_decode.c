@@ -34,6 +34,23 @@ static const struct {
     {"overlapping", {"window(9)", "window(3)", "sinks(20)", "full"}, {"0.5", "0.25", "0.15", "0.1"}, 4},
 };
 
+/* Students of the linear kinds: options by key. */
+static const struct {
+    const char *name, *kind;
+    struct {
+        const char *key, *word;
+    } options[5];
+} linear[] = {
+    {"performer", "performer", {{NULL, NULL}}},
+    {"performer, 20 features", "performer", {{"features", "20"}}},
+    {"kerformer", "kerformer", {{"window", "6"}}},
+    {"kerformer, default window", "kerformer", {{NULL, NULL}}},
+    {"kerformer, no window", "kerformer", {{"map", "hedgehog"}, {"window", "0"}}},
+    {"kerformer, exp", "kerformer", {{"map", "exp"}, {"features", "24"}, {"window", "5"}}},
+    {"kerformer, relu-se", "kerformer", {{"map", "relu-se"}, {"hidden", "3"}, {"window", "7"}, {"window_dropout", "0.5"}}},
+    {"kerformer, relu-se, no window", "kerformer", {{"map", "relu-se"}, {"features", "12"}, {"window", "0"}}},
+};
+
 static int32_t ids[BATCH * LENGTH], start[BATCH * LENGTH];
 
 /* Sequence 0 is one document; the others break at different places. */
@@ -100,6 +117,50 @@ static void check_no_leak(const struct model *model, const float *before, const 
     free(after);
 }
 
+/* Off the start, where a gate of 1 and a bias of 0 would hide what they do. */
+static void jitter(const struct model *model) {
+    const struct ops *ops = model->params.ops;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *row = &model->params.rows[i];
+        if (!row->owned) continue;
+        int64_t count = tensor_count(row->value);
+        float *values = malloc((size_t)count * sizeof *values);
+        CHECK_OK(ops->download(ops, row->value, values));
+        for (int64_t e = 0; e < count; e++) {
+            values[e] += 0.2f * (float)rng_normal(9, rng_substream(RNG_TEST, (uint64_t)i), (uint64_t)e);
+        }
+        CHECK_OK(ops->upload(ops, row->value, values));
+        free(values);
+    }
+}
+
+static void check_linear(const struct ops *ops, const struct model_config *config, size_t which) {
+    struct model teacher, student;
+    struct config_option options[5];
+    struct config_attention rule = {.first = 0, .last = -1, .kind = (char *)linear[which].kind, .options = options};
+    for (size_t i = 0; i < 5 && linear[which].options[i].key; i++) {
+        options[rule.option_count++] = (struct config_option){.key = (char *)linear[which].options[i].key,
+                                                              .words = (char **)&linear[which].options[i].word, .count = 1};
+    }
+    float *expected = malloc(sizeof *expected * BATCH * LENGTH * VOCABULARY);
+    CHECK_OK(model_new(ops, config, false, &teacher));
+    CHECK_OK(model_initialise(&teacher, 5));
+    CHECK_OK(model_student(&teacher, "test", &rule, 1, NULL, 0, false, 1, &student));
+    jitter(&student);
+    parallel_logits(&student, expected);
+    check_decoding(&student, expected, linear[which].name);
+    check_no_leak(&student, expected, linear[which].name);
+    /* Branches switched off decode as they compute, too. */
+    for (uint32_t off = 1; off < 4 && student.layers[0].kind->switch_off; off++) {
+        for (int64_t l = 0; l < config->layers; l++) CHECK_OK(student.layers[l].kind->switch_off(&student.layers[l], off));
+        parallel_logits(&student, expected);
+        check_decoding(&student, expected, linear[which].name);
+    }
+    model_free(&student);
+    model_free(&teacher);
+    free(expected);
+}
+
 static void check_mixture(const struct ops *ops, const struct model_config *config, size_t which) {
     struct model teacher, student;
     struct config_option options[2] = {{.key = "candidates", .words = (char **)mixtures[which].candidates, .count = mixtures[which].count},
@@ -127,6 +188,7 @@ static void test_decoding(void **state) {
     CHECK_OK(ops_open("guard:cpu", &options, &ops));
     for (size_t c = 0; c < sizeof configs / sizeof *configs; c++) {
         for (size_t m = 0; m < sizeof mixtures / sizeof *mixtures; m++) check_mixture(ops, &configs[c], m);
+        for (size_t m = 0; m < sizeof linear / sizeof *linear; m++) check_linear(ops, &configs[c], m);
     }
     ops->close(ops);
 }

@@ -1,0 +1,69 @@
+/* Random maps of orthogonal rows, drawn by counter. */
+#include "base/hash.h"
+#include "base/memory.h"
+#include "base/rng.h"
+#include "params/params.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static double dot(const double *a, const double *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += a[i] * b[i];
+    return sum;
+}
+
+/* Row `row` loses what lies along the rows before it in its block. Twice is enough (Giraud et al. 2005). */
+static void orthogonalise(double *block, int64_t row, int64_t columns) {
+    double *x = block + row * columns;
+    for (int round = 0; round < 2; round++)
+        for (int64_t r = 0; r < row; r++) {
+            const double share = dot(x, block + r * columns, columns);
+            for (int64_t c = 0; c < columns; c++) x[c] -= share * block[r * columns + c];
+        }
+    const double length = sqrt(dot(x, x, columns));
+    for (int64_t c = 0; c < columns; c++) x[c] /= length;
+}
+
+enum status params_draw_orthogonal(uint64_t seed, uint64_t part, int64_t rows, int64_t columns, double *out) {
+    const uint64_t stream = rng_substream(RNG_FEATURES, part);
+    double *lengths;
+    TRY(memory_new((size_t)rows, sizeof *lengths, "lengths of a map's rows", &lengths));
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t c = 0; c < columns; c++) {
+            const uint64_t index = 2 * (uint64_t)(r * columns + c);
+            out[r * columns + c] = rng_normal(seed, stream, index);
+            lengths[r] += pow(rng_normal(seed, stream, index + 1), 2);
+        }
+        orthogonalise(out + r / columns * columns * columns, r % columns, columns);
+    }
+    /* Only now: within a block rows are orthogonalised against rows of length 1. */
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < columns; c++) out[r * columns + c] *= sqrt(lengths[r]);
+    free(lengths);
+    return STATUS_OK;
+}
+
+enum status params_redraw(const struct params *params, const struct param *row, uint64_t seed, uint64_t draw) {
+    const int64_t columns = row->shape[row->rank - 1], rows = row->shape[row->rank - 2];
+    const int64_t each = rows * columns, count = tensor_count(row->value);
+    const char *dot_place = strrchr(row->name, '.');
+    const uint64_t name = hash_bytes(row->name, dot_place ? (size_t)(dot_place - row->name) : strlen(row->name));
+    double *values = NULL;
+    enum status status = STATUS_OK;
+    TRY_GOTO(done, memory_new((size_t)count, sizeof *values, "a map's draw", &values));
+    TRY_GOTO(done, params_draw_orthogonal(seed, hash_combine(name, draw) >> 8, rows, columns, values));
+    for (int64_t n = each; n < count; n++) values[n] = values[n - each];
+    if (row->value.dtype == DTYPE_F32) {
+        float *narrow = (float *)(void *)values;
+        for (int64_t n = 0; n < count; n++) {
+            const float value = (float)values[n];
+            memcpy(narrow + n, &value, sizeof value);
+        }
+    }
+    status = params->ops->upload(params->ops, row->value, values);
+done:
+    free(values);
+    return status;
+}

@@ -1,0 +1,58 @@
+/* One problem of linear attention as its tests see it: inputs in double by an exact formula of their index, and a
+ * runner of any table. */
+#ifndef SQUINT_TESTS_OPS_LINEAR_CASE_H
+#define SQUINT_TESTS_OPS_LINEAR_CASE_H
+
+#include "kernels/ops.h"
+
+/* A row of a test table. Documents begin at 0 and at the tokens of `cuts` (ends with 0). */
+struct linear_case {
+    const char *name;
+    int64_t batch, length, heads, groups, width;
+    enum feature_kind kind;
+    int64_t columns, hidden, window; /* N; R, 0: no squeeze */
+    int64_t cuts[8];
+    bool bidirectional, bias, beta;
+    bool shared;      /* one map for all heads: stride 0 */
+    bool no_window;   /* the second sequence runs without */
+    bool repeated;    /* all tokens are the first */
+    bool near_only;   /* the window alone */
+    double magnitude; /* of q and k; 0: 1 */
+    int64_t chunk;
+};
+
+enum {
+    LINEAR_Q,
+    LINEAR_K,
+    LINEAR_V,
+    LINEAR_D_O,
+    LINEAR_Q_MAP,
+    LINEAR_K_MAP,
+    LINEAR_Q_BIAS,
+    LINEAR_K_BIAS,
+    LINEAR_SQUEEZE,
+    LINEAR_EXCITE,
+    LINEAR_BETA,
+    LINEAR_INPUTS
+};
+extern const char *const linear_names[LINEAR_INPUTS];
+
+/* in[n]: the inputs; gradient[n]: of input n (LINEAR_D_O: o in its place). Dense, in double; counts 0 where a case has
+ * no such input. log_sums [B,H,T]. */
+struct linear_arrays {
+    double *in[LINEAR_INPUTS], *gradient[LINEAR_INPUTS], *log_sums;
+    int64_t counts[LINEAR_INPUTS];
+    int32_t *start, *no_window;
+};
+
+/* A number in [-1, 1), a multiple of 1/1024. */
+double linear_draw(int64_t n, int64_t part);
+void linear_fill(const struct linear_case *row, struct linear_arrays *x);
+void linear_free(struct linear_arrays *x);
+/* o and log_sums, and with `backward` the gradients, by a table's operations. */
+void linear_run(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x, bool backward);
+/* Prints and fails when an output differs by more than tolerance × the array's largest. backward false: only o. */
+void linear_compare(const struct linear_case *row, const char *what, const struct linear_arrays *expected,
+                    const struct linear_arrays *found, bool backward, double tolerance);
+
+#endif
