@@ -191,7 +191,7 @@ static void check_model(struct setup *s, struct model *model, char *const *patte
                         const char *name) {
     struct work w = {.s = s, .model = model, .align = align};
     int64_t elements;
-    struct plan_options train = {.batch = s->batch.batch, .length = s->batch.length, .train = true, .recompute = recompute,
+    struct plan_options train = {.batch = s->batch.batch, .length = s->batch.length, .train = !align, .recompute = recompute,
                                  .align = align};
     struct plan_options only = {.batch = s->batch.batch, .length = s->batch.length};
     struct head_options head = {.rows = s->batch.batch * s->batch.length, .budget_bytes = 900};
