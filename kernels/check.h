@@ -42,6 +42,16 @@ enum status check_attention_decode(const struct ops *ops, const struct attention
 enum status check_linear_attention(const struct ops *ops, const struct linear_attention *a);
 enum status check_linear_attention_backward(const struct ops *ops, const struct linear_attention_backward *a);
 enum status check_linear_attention_decode(const struct ops *ops, const struct linear_attention_decode *a);
+enum status check_block_compress(const struct ops *ops, const struct block_compress *a);
+enum status check_block_compress_backward(const struct ops *ops, const struct block_compress_backward *a);
+enum status check_compressed_attention(const struct ops *ops, const struct compressed_attention *a);
+enum status check_compressed_attention_backward(const struct ops *ops, const struct compressed_attention_backward *a);
+enum status check_compressed_decode(const struct ops *ops, const struct compressed_decode *a);
+enum status check_block_attention(const struct ops *ops, const struct block_attention *a);
+enum status check_block_attention_backward(const struct ops *ops, const struct block_attention_backward *a);
+enum status check_gate_mix(const struct ops *ops, const struct gate_mix *a);
+enum status check_gate_mix_backward(const struct ops *ops, const struct gate_mix_backward *a);
+enum status check_block_mass(const struct ops *ops, const struct block_mass *a);
 enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a);
 enum status check_log_softmax(const struct ops *ops, struct tensor x, struct tensor y);
 enum status check_reduction(const struct ops *ops, const char *operation, struct tensor x, struct tensor out);

@@ -173,6 +173,104 @@ struct linear_attention_decode {
     double scale;
 };
 
+/* ---- blocks of keys: kind nsa (docs/attention.md; Yuan et al. 2025, arXiv 2502.11089) ----
+ * Both sorts of block are counted from each document's first token; attention is causal and stays in its document.
+ * Compressed blocks hold `compress` tokens (l) every `stride` (d), only those that lie whole in their document. They are
+ * numbered through the sequence, document after document: their place in tensors [B,Nb,…], Nb = compressed_bound. A place
+ * beyond the last block holds 0, and its gradient counts for nothing. A block is visible to i when its last token is <= i.
+ * Selection blocks hold `block` tokens (l'; the last of a document maybe fewer), numbered from 0 in every document.
+ * l and l' are multiples of d. start [B,T] I32 as for attention. */
+static inline int64_t compressed_bound(int64_t length, int64_t compress, int64_t stride) {
+    return length < compress ? 1 : (length - compress) / stride + 1;
+}
+
+/* out = mean_r x_r + W2·gelu(W1·vec(x_r + places_r) + b1) for every compressed block, r = 0 … l−1 over its tokens.
+ * x [B,T,G,D]: real, any strides with a dense last dimension. w1 [2D, l·D], b1 [2D], w2 [D,2D], places [l,D]: parameter dtype.
+ * out [B,Nb,G,D], pre [B,Nb,G,2D] (what gelu takes; kept for the backward pass): real. */
+struct block_compress {
+    struct tensor x, start, w1, b1, w2, places, out, pre;
+    int32_t compress, stride;
+};
+/* dx [B,T,G,D], any strides: +=. dw1, db1, dw2, dplaces: += when present. d_out [B,Nb,G,D]. */
+struct block_compress_backward {
+    struct block_compress forward;
+    struct tensor d_out, dx, dw1, db1, dw2, dplaces;
+};
+
+/* Attention to compressed keys, and the choice of selection blocks by it.
+ *   p_ic = softmax over the visible compressed blocks of scale·q_i·k_c;  o_i = Σ_c p_ic v_c (0: none visible)
+ *   importance of selection block b = Σ_c p_ic · (tokens that c and b share)/stride, summed over the heads that select together
+ *   chosen: the document's first block, i's own and the one before it, then the most important of those that hold a token <= i,
+ *   ties to the lower number; `select` in all, or every one where there are fewer.
+ * q, o [B,T,H,D]; k, v [B,Nb,G,D]: real, any strides with a dense last dimension; head h reads key head h/(H/G). o (with v) may
+ * be none. log_sums [B,H,T] f32 statistics: log Σ_c e^score, −inf where none is visible. chosen [B,T,H/select_group,select] I32
+ * or none: block numbers in the query's document, ascending, then −1. select_group heads choose together; it divides H, and
+ * is a divisor or a multiple of H/G. select: 3 or more. Scores of a few rows at a time: never T×Nb in memory. */
+struct compressed_attention {
+    struct tensor q, k, v, start, o, log_sums, chosen;
+    int32_t compress, stride, block, select, select_group;
+    double scale;
+};
+/* dk, dv: written; dq: written, or += when accumulate_q; shapes and stride rules of q, k, v. No gradient flows through the choice. */
+struct compressed_attention_backward {
+    struct compressed_attention forward;
+    struct tensor d_o, dq, dk, dv;
+    bool accumulate_q;
+};
+/* The same of one query a sequence, against cached compressed blocks. q [B,H,D], o [B,H,D] or none (strided rows of heads
+ * allowed); k, v [B,S,G,D]; places [B,3] I32: slot of the document's first block, how many are visible, the query's index in its
+ * document. chosen [B,H/select_group,select] I32 or none. */
+struct compressed_decode {
+    struct tensor q, k, v, places, o, chosen;
+    int32_t compress, stride, block, select, select_group;
+    double scale;
+};
+
+/* o_i = softmax attention to the tokens <= i of i's chosen selection blocks and the last `window` tokens, each once.
+ * q, o [B,T,H,D], k, v [B,T,G,D]: real, any strides with a dense last dimension. chosen [B,T,S,n] I32 or none (then window
+ * >= 1): block numbers in the query's document that hold a token <= i, strictly ascending, then −1; S divides H, head h
+ * reads list h/(H/S). window 0: chosen blocks alone. log_sums [B,H,T] f32 statistics; a query without a token: o = 0, −inf.
+ * STATUS_SHAPE names a list that holds anything else. */
+struct block_attention {
+    struct tensor q, k, v, start, chosen, o, log_sums;
+    int32_t block, window;
+    double scale;
+};
+/* dq: written, or += when accumulate_q; dk, dv: written, or += when accumulate_kv; shapes and stride rules of q, k, v. */
+struct block_attention_backward {
+    struct block_attention forward;
+    struct tensor d_o, dq, dk, dv;
+    bool accumulate_q, accumulate_kv;
+};
+
+/* o = Σ_m σ(logits_m) ∘ branches_m, one gate a head; complement: o = (1 − σ(logits)) ∘ branches_0 + σ(logits) ∘ branches_1.
+ * branches, o [B,T,H,D] real, any strides with a dense last dimension; a branch that is none adds nothing (complement: both
+ * must be there). logits [B,T,H·columns] real, columns = count, or 1 with complement: those of a head lie together. */
+enum { GATES_MAX = 3 };
+struct gate_mix {
+    struct tensor branches[GATES_MAX], logits, o;
+    int count;
+    bool complement;
+};
+/* d_branches: written where present; dlogits: written (0 of an absent branch). */
+struct gate_mix_backward {
+    struct gate_mix forward;
+    struct tensor d_o, d_branches[GATES_MAX], dlogits;
+};
+
+/* Learning to choose: for every query and group of heads that select together
+ *   losses = Σ_b m_b log(m_b / (n_b + 1e-9)) over the selection blocks that some visible compressed block overlaps,
+ * m the exact causal softmax of scale·teacher_q·teacher_k summed over each such block and the heads, normalised over them; n the
+ * importance as in compressed_attention (of own_q, compressed), normalised. 0 where no compressed block is visible.
+ * teacher_q, own_q [B,T,H,D], teacher_k [B,T,G,D], compressed [B,Nb,G,D]: real, any strides with a dense last dimension.
+ * log_sums [B,H,T]: of compressed_attention on own_q, compressed. losses [B,H/select_group,T] f32 statistics. d_own_q,
+ * d_compressed: += gradient_scale · the gradient of Σ losses, when present. Scores of a few rows at a time. */
+struct block_mass {
+    struct tensor teacher_q, teacher_k, own_q, compressed, start, log_sums, losses, d_own_q, d_compressed;
+    int32_t compress, stride, block, select_group;
+    double scale, gradient_scale;
+};
+
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
  * student [N,V] logits; teacher [N,V] logits or none; targets [N] I32 or none, negative: the row counts in nothing (all its
  * outputs are 0) — with a teacher and targets absent every row counts.
@@ -251,6 +349,19 @@ struct ops {
     enum status (*linear_attention)(const struct ops *ops, const struct linear_attention *arguments);
     enum status (*linear_attention_backward)(const struct ops *ops, const struct linear_attention_backward *arguments);
     enum status (*linear_attention_decode)(const struct ops *ops, const struct linear_attention_decode *arguments);
+
+    /* ---- blocks of keys ------------------------------------------------------------------------------------------- */
+    enum status (*block_compress)(const struct ops *ops, const struct block_compress *arguments);
+    enum status (*block_compress_backward)(const struct ops *ops, const struct block_compress_backward *arguments);
+    enum status (*compressed_attention)(const struct ops *ops, const struct compressed_attention *arguments);
+    enum status (*compressed_attention_backward)(const struct ops *ops,
+                                                 const struct compressed_attention_backward *arguments);
+    enum status (*compressed_decode)(const struct ops *ops, const struct compressed_decode *arguments);
+    enum status (*block_attention)(const struct ops *ops, const struct block_attention *arguments);
+    enum status (*block_attention_backward)(const struct ops *ops, const struct block_attention_backward *arguments);
+    enum status (*gate_mix)(const struct ops *ops, const struct gate_mix *arguments);
+    enum status (*gate_mix_backward)(const struct ops *ops, const struct gate_mix_backward *arguments);
+    enum status (*block_mass)(const struct ops *ops, const struct block_mass *arguments);
 
     /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
     enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);

@@ -75,6 +75,16 @@ const char *bf16_describe(void);
     enum status linear_attention_##v(const struct ops *ops, const struct linear_attention *a);                         \
     enum status linear_attention_backward_##v(const struct ops *ops, const struct linear_attention_backward *a);       \
     enum status linear_attention_decode_##v(const struct ops *ops, const struct linear_attention_decode *a);           \
+    enum status block_compress_##v(const struct ops *ops, const struct block_compress *a);                             \
+    enum status block_compress_backward_##v(const struct ops *ops, const struct block_compress_backward *a);           \
+    enum status compressed_attention_##v(const struct ops *ops, const struct compressed_attention *a);                 \
+    enum status compressed_attention_backward_##v(const struct ops *ops, const struct compressed_attention_backward *a);\
+    enum status compressed_decode_##v(const struct ops *ops, const struct compressed_decode *a);                       \
+    enum status block_attention_##v(const struct ops *ops, const struct block_attention *a);                           \
+    enum status block_attention_backward_##v(const struct ops *ops, const struct block_attention_backward *a);         \
+    enum status gate_mix_##v(const struct ops *ops, const struct gate_mix *a);                                         \
+    enum status gate_mix_backward_##v(const struct ops *ops, const struct gate_mix_backward *a);                       \
+    enum status block_mass_##v(const struct ops *ops, const struct block_mass *a);                                     \
     enum status loss_rows_##v(const struct ops *ops, const struct loss_rows *a);                                       \
     enum status log_softmax_##v(const struct ops *ops, struct tensor x, struct tensor y);                              \
     enum status sum_##v(const struct ops *ops, struct tensor x, struct tensor out);                                    \

@@ -85,9 +85,10 @@ enum status call_end(struct guard *guard, struct call *call, enum status status)
         return call_end(guard_, call_, guard_->inner->function(guard_->inner, __VA_ARGS__));                           \
     } while (0)
 
-/* layers.c, linear.c, losses.c: fill in the guarded functions. */
+/* layers.c, linear.c, blocks.c, losses.c: fill in the guarded functions. */
 void guard_layers(struct ops *ops);
 void guard_linear(struct ops *ops);
+void guard_blocks(struct ops *ops);
 void guard_losses(struct ops *ops);
 
 #endif

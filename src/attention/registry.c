@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, NULL};
+const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, &kind_nsa, NULL};
 
 const struct kind *kind_find(const char *name) {
     for (int i = 0; kind_table[i]; i++) {

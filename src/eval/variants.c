@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32, OPTIONS = 6 };
+enum { WORDS = CANDIDATES_MAX + 1, WORD_BYTES = 32, OPTIONS = 16 };
 static const char *const where = "evaluation";
 
 /* One rule with room for what it says: candidates and where they start; or a kind's few options. */
@@ -168,6 +168,37 @@ static void cover_kerformer(struct config_attention *rule, struct rule_space *sp
     rule->option_count = used + 1;
 }
 
+/* nsa: all blocks and a window over everything; the compressed branch is switched off in the model that is made. */
+static void cover_nsa(struct config_attention *rule, struct rule_space *space, int64_t length) {
+    size_t used = 0;
+    int64_t block = 64;
+    for (size_t i = 0; i < rule->option_count && used < OPTIONS - 2; i++) {
+        const struct config_option *option = &rule->options[i];
+        if (strcmp(option->key, "block") == 0) block = strtoll(option->words[0], NULL, 10);
+        if (strcmp(option->key, "select") == 0 || strcmp(option->key, "window") == 0) continue;
+        space->options[used++] = *option;
+    }
+    const int64_t blocks = block > 0 ? (length + block - 1) / block : 0;
+    space_words(space, 0, "select", &space->options[used]);
+    snprintf(space->text[0][0], WORD_BYTES, "%lld", (long long)(blocks > 3 ? blocks : 3));
+    space->options[used++].count = 1;
+    space_words(space, 1, "window", &space->options[used]);
+    snprintf(space->text[1][0], WORD_BYTES, "%lld", (long long)length);
+    space->options[used++].count = 1;
+    rule->options = space->options;
+    rule->option_count = used;
+}
+
+static enum status switch_compressed_off(struct model *model) {
+    for (int64_t l = 0; l < model->config.layers; l++) {
+        struct attention_layer *layer = &model->layers[l];
+        char name[ATTENTION_BRANCH_NAME];
+        for (int branch = 0; layer->kind->branch_name && layer->kind->branch_name(layer, branch, name); branch++)
+            if (strcmp(name, "compressed") == 0) TRY(layer->kind->switch_off(layer, 1u << branch));
+    }
+    return STATUS_OK;
+}
+
 enum status variant_covered(const struct model *teacher, const struct config_attention *rules, size_t rule_count,
                             int64_t length, uint64_t seed, struct model *out) {
     struct config_attention *covered = NULL;
@@ -180,11 +211,17 @@ enum status variant_covered(const struct model *teacher, const struct config_att
             cover_masks(&covered[r], &spaces[r], length);
         } else if (strcmp(rules[r].kind, "kerformer") == 0) {
             cover_kerformer(&covered[r], &spaces[r], length);
+        } else if (strcmp(rules[r].kind, "nsa") == 0) {
+            cover_nsa(&covered[r], &spaces[r], length);
         } else {
             status = error_set(STATUS_NOT_FOUND, "kind %s: has no form that reads everything", rules[r].kind);
         }
     }
     if (status == STATUS_OK) status = model_student(teacher, where, covered, rule_count, NULL, 0, false, seed, out);
+    if (status == STATUS_OK) {
+        status = switch_compressed_off(out);
+        if (status != STATUS_OK) model_free(out);
+    }
     free(covered);
     free(spaces);
     return status;

@@ -71,7 +71,8 @@ static enum status plan_attention(struct plan *plan, int64_t layer, struct arena
     const struct attention_layer *attention = &plan->model->layers[layer];
     free(plan->saved[layer].attention);
     plan->saved[layer].attention = NULL;
-    return attention->kind->plan(attention, arena, plan->options.batch, plan->options.length, plan->options.train,
+    const bool backward = plan->options.train || plan->options.align;
+    return attention->kind->plan(attention, arena, plan->options.batch, plan->options.length, backward,
                                  &plan->saved[layer].attention);
 }
 

@@ -7,6 +7,7 @@
 #include "base/rng.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -192,6 +193,95 @@ static void test_decoding(void **state) {
     ops->close(ops);
 }
 
+/* nsa: what its rows of a recipe say, key and value in turn. */
+static const struct {
+    const char *name;
+    const char *options[16];
+} sparse[] = {
+    {"nsa", {"compress", "4", "stride", "2", "block", "4", "select", "3", "window", "5"}},
+    {"nsa, three gates", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false"}},
+    {"nsa, heads choose alone", {"compress", "6", "stride", "3", "block", "3", "select", "5", "window", "1", "select_group", "1"}},
+    {"nsa, heads choose together", {"compress", "4", "stride", "4", "block", "8", "select", "3", "window", "2", "select_group", "ALL"}},
+    {"nsa without a window", {"compress", "4", "stride", "2", "block", "2", "select", "6", "window", "0"}},
+    {"nsa without a choice", {"compress", "4", "stride", "2", "block", "4", "select", "0", "window", "6"}},
+    {"nsa without a choice, three gates", {"compress", "4", "stride", "1", "block", "4", "select", "0", "window", "6", "union", "false"}},
+    {"nsa, longer blocks than documents", {"compress", "64", "stride", "32", "block", "32", "select", "3", "window", "4"}},
+};
+
+/* Compressors and gates that do something. */
+static void stir(struct model *student) {
+    const struct ops *ops = student->params.ops;
+    for (int64_t i = 0; i < student->params.count; i++) {
+        const struct param *row = &student->params.rows[i];
+        if (!row->added) continue;
+        const int64_t count = tensor_count(row->value);
+        float *values = malloc((size_t)count * sizeof *values);
+        for (int64_t e = 0; e < count; e++)
+            values[e] = (float)(0.4 * rng_normal(11, rng_substream(RNG_TEST, (uint64_t)i), (uint64_t)e));
+        CHECK_OK(ops->upload(ops, row->value, values));
+        free(values);
+    }
+}
+
+static void check_sparse(const struct ops *ops, const struct model_config *config, size_t which, uint32_t off) {
+    struct model teacher, student;
+    struct config_option options[8];
+    char *words[8], all[8];
+    size_t count = 0;
+    snprintf(all, sizeof all, "%lld", (long long)config->heads);
+    for (const char *const *o = sparse[which].options; o[0]; o += 2, count++) {
+        words[count] = strcmp(o[1], "ALL") == 0 ? all : (char *)(uintptr_t)o[1];
+        options[count] = (struct config_option){.key = (char *)(uintptr_t)o[0], .words = &words[count], .count = 1};
+    }
+    struct config_attention rule = {.first = 0, .last = -1, .kind = "nsa", .options = options, .option_count = count};
+    float *expected = malloc(sizeof *expected * BATCH * LENGTH * VOCABULARY);
+    CHECK_OK(model_new(ops, config, false, &teacher));
+    CHECK_OK(model_initialise(&teacher, 5));
+    CHECK_OK(model_student(&teacher, "test", &rule, 1, NULL, 0, false, 1, &student));
+    stir(&student);
+    for (int64_t l = 0; l < config->layers; l++) CHECK_OK(student.layers[l].kind->switch_off(&student.layers[l], off));
+    parallel_logits(&student, expected);
+    check_decoding(&student, expected, sparse[which].name);
+    check_no_leak(&student, expected, sparse[which].name);
+    model_free(&student);
+    model_free(&teacher);
+    free(expected);
+}
+
+static void test_nsa(void **state) {
+    (void)state;
+    const struct ops *ops = NULL;
+    make_tokens();
+    CHECK_OK(ops_open("guard:cpu", &(struct ops_options){.threads = 1}, &ops));
+    for (size_t c = 0; c < sizeof configs / sizeof *configs; c++)
+        for (size_t n = 0; n < sizeof sparse / sizeof *sparse; n++) check_sparse(ops, &configs[c], n, 0);
+    /* Every set of branches that is left when others are switched off. */
+    for (size_t n = 0; n < 2; n++)
+        for (uint32_t off = 1; off < 8; off++)
+            if (off != 7) check_sparse(ops, &configs[1], n, off);
+    ops->close(ops);
+}
+
+/* What does not make sense is refused, with the reason. */
+static void test_nsa_refusals(void **state) {
+    (void)state;
+    static const char *const wrong[][4] = {
+        {"compress", "5", "stride", "2"}, {"block", "7", "stride", "2"},  {"select", "2", NULL, NULL},
+        {"select", "0", "window", "0"},   {"select_group", "4", NULL, NULL}, {"select", "3.5", NULL, NULL},
+        {"union", "maybe", NULL, NULL},   {"sinks", "4", NULL, NULL},
+    };
+    for (size_t n = 0; n < sizeof wrong / sizeof *wrong; n++) {
+        struct attention_layer layers[2];
+        struct config_option options[2];
+        char *words[2] = {(char *)(uintptr_t)wrong[n][1], (char *)(uintptr_t)wrong[n][3]};
+        for (int o = 0; o < 2; o++)
+            options[o] = (struct config_option){.key = (char *)(uintptr_t)wrong[n][2 * o], .words = &words[o], .count = 1};
+        struct config_attention rule = {
+            .first = 0, .last = -1, .kind = "nsa", .options = options, .option_count = wrong[n][2] ? 2 : 1};
+        CHECK_STATUS(STATUS_USAGE, attention_configure("test", &rule, 1, &configs[1], layers));
+    }
+}
+
 /* `start` with a row for every head: head 0 reads a window of 3, head 1 of 9, head 2 both; decoded as computed. */
 static void test_starts_by_head(void **state) {
     (void)state;
@@ -223,6 +313,7 @@ static void test_starts_by_head(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding), cmocka_unit_test(test_starts_by_head)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding), cmocka_unit_test(test_starts_by_head),
+                                       cmocka_unit_test(test_nsa), cmocka_unit_test(test_nsa_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,227 @@
+/* Decoding for the kind `nsa`: all keys and values, a compressed block whenever one completes, and each query's list of slots. */
+#include "attention/nsa.h"
+
+#include "base/memory.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+struct attention_cache {
+    int64_t batch, length, lists, capacity; /* capacity: slots that one list can hold */
+    struct tensor k, v;                     /* [B,T,G,D] */
+    struct tensor keys, values;             /* [B,Nb,G,D] compressed */
+    struct tensor start, out, pre;          /* compressing one block: [1,l] zeros, [1,1,G,D], [1,1,G,2D] */
+    struct tensor places, chosen;           /* [B,3], [B,lists,select] */
+    struct tensor slots, slot_counts;       /* [lists][B,1,capacity], [lists][B,1] */
+    struct tensor logits, branches[NSA_BRANCHES];
+    int32_t *first, *blocks; /* host [B]: slot of the document's first compressed block, how many there are */
+    int32_t *host_places, *host_chosen, *host_slots, *host_counts;
+    void *block;
+};
+
+static void place(const struct attention_layer *layer, struct arena *arena, const struct ops *ops, struct attention_cache *c) {
+    const struct nsa_settings *s = layer->settings;
+    const struct model_config *m = layer->model;
+    const int64_t blocks = compressed_bound(c->length, s->compress, s->stride), width = m->head_width;
+    c->k = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
+    c->v = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
+    c->keys = arena_4d(arena, ops->real, c->batch, blocks, m->kv_heads, width);
+    c->values = arena_4d(arena, ops->real, c->batch, blocks, m->kv_heads, width);
+    c->start = arena_2d(arena, DTYPE_I32, 1, s->compress);
+    c->out = arena_4d(arena, ops->real, 1, 1, m->kv_heads, width);
+    c->pre = arena_4d(arena, ops->real, 1, 1, m->kv_heads, 2 * width);
+    c->places = arena_2d(arena, DTYPE_I32, c->batch, 3);
+    c->chosen = arena_3d(arena, DTYPE_I32, c->batch, c->lists, s->select > 0 ? s->select : 1);
+    c->slots = arena_3d(arena, DTYPE_I32, c->lists, c->batch, c->capacity);
+    c->slot_counts = arena_2d(arena, DTYPE_I32, c->lists, c->batch);
+    c->logits = arena_3d(arena, ops->real, c->batch, 1, m->heads * nsa_gate_columns(s));
+    for (int n = 0; n < NSA_BRANCHES; n++) c->branches[n] = arena_3d(arena, ops->real, c->batch, m->heads, width);
+}
+
+enum status nsa_cache_open(const struct attention_layer *layer, const struct ops *ops, int64_t batch, int64_t length,
+                           struct attention_cache **out) {
+    const struct nsa_settings *s = layer->settings;
+    enum status status = STATUS_OK;
+    struct attention_cache *c = NULL;
+    int32_t *zeros = NULL;
+    TRY(memory_new(1, sizeof *c, "a decoding cache", &c));
+    *c = (struct attention_cache){.batch = batch, .length = length, .lists = nsa_lists(layer)};
+    c->capacity = s->select * s->block + s->window < length ? s->select * s->block + s->window : length;
+    struct arena arena = arena_sizing();
+    place(layer, &arena, ops, c);
+    TRY_GOTO(done, ops->allocate(ops, arena.peak, &c->block));
+    arena = arena_placing(c->block, arena.peak);
+    place(layer, &arena, ops, c);
+    TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->first));
+    TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->blocks));
+    TRY_GOTO(done, memory_new((size_t)(3 * batch), sizeof(int32_t), "places", &c->host_places));
+    TRY_GOTO(done, memory_new((size_t)tensor_count(c->chosen), sizeof(int32_t), "choices", &c->host_chosen));
+    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slots), sizeof(int32_t), "slot lists", &c->host_slots));
+    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slot_counts), sizeof(int32_t), "slot counts", &c->host_counts));
+    TRY_GOTO(done, memory_new((size_t)s->compress, sizeof *zeros, "document starts", &zeros));
+    TRY_GOTO(done, ops->upload(ops, c->start, zeros));
+    const struct tensor caches[] = {c->k, c->v, c->keys, c->values};
+    for (int n = 0; n < 4; n++) TRY_GOTO(done, ops->fill(ops, caches[n], 0));
+done:
+    free(zeros);
+    if (status != STATUS_OK) {
+        nsa_cache_close(ops, c);
+        c = NULL;
+    }
+    *out = c;
+    return status;
+}
+
+void nsa_cache_close(const struct ops *ops, struct attention_cache *c) {
+    if (!c) return;
+    ops->release(ops, c->block);
+    free(c->first);
+    free(c->blocks);
+    free(c->host_places);
+    free(c->host_chosen);
+    free(c->host_slots);
+    free(c->host_counts);
+    free(c);
+}
+
+/* The view [B,G,D] of one slot of a cache [B,S,G,D], of `count` sequences from `first`. */
+static struct tensor slot_of(struct tensor cache, int64_t first, int64_t count, int64_t slot) {
+    const int64_t offset = first * cache.stride[0] + slot * cache.stride[1];
+    return (struct tensor){.data = (char *)cache.data + offset * (int64_t)dtype_size(cache.dtype), .dtype = cache.dtype,
+                           .rank = 3, .shape = {count, cache.shape[2], cache.shape[3]},
+                           .stride = {cache.stride[0], cache.stride[2], 1}};
+}
+
+/* Compresses the last l tokens of sequence b into the next slot. */
+static enum status complete_block(const struct attention_layer *layer, struct attention_cache *c,
+                                  const struct attention_decode_pass *pass, int64_t b) {
+    const struct nsa_settings *s = layer->settings;
+    const struct nsa_bound *bound = layer->bound;
+    const struct ops *ops = pass->ops;
+    const struct tensor from[] = {c->k, c->v}, to[] = {c->keys, c->values};
+    const struct nsa_compressor *rows[] = {&bound->keys, &bound->values};
+    for (int n = 0; n < 2; n++) {
+        struct tensor x = tensor_rows(from[n], b, 1);
+        x.data = (char *)x.data + (pass->position + 1 - s->compress) * x.stride[1] * (int64_t)dtype_size(x.dtype);
+        x.shape[1] = s->compress;
+        const struct block_compress compress = nsa_compress(layer, rows[n], x, c->start, c->out, c->pre);
+        TRY(ops->block_compress(ops, &compress));
+        TRY(ops->copy(ops, slot_of(c->out, 0, 1, 0), slot_of(to[n], b, 1, c->first[b] + c->blocks[b])));
+    }
+    c->blocks[b]++;
+    return STATUS_OK;
+}
+
+static enum status take_in(const struct attention_layer *layer, struct attention_cache *c,
+                           const struct attention_decode_pass *pass) {
+    const struct nsa_settings *s = layer->settings;
+    TRY(pass->ops->copy(pass->ops, pass->k, slot_of(c->k, 0, c->batch, pass->position)));
+    TRY(pass->ops->copy(pass->ops, pass->v, slot_of(c->v, 0, c->batch, pass->position)));
+    for (int64_t b = 0; b < c->batch; b++) {
+        const int64_t tokens = pass->position - pass->start[b] + 1;
+        if (tokens == 1) { /* a new document */
+            c->first[b] += c->blocks[b];
+            c->blocks[b] = 0;
+        }
+        if (tokens >= s->compress && (tokens - s->compress) % s->stride == 0) TRY(complete_block(layer, c, pass, b));
+        c->host_places[3 * b] = c->first[b];
+        c->host_places[3 * b + 1] = c->blocks[b];
+        c->host_places[3 * b + 2] = (int32_t)(tokens - 1);
+    }
+    return pass->ops->upload(pass->ops, c->places, c->host_places);
+}
+
+/* Tokens of the chosen blocks (when wanted) and of the window, each once, into list `list` of every sequence. */
+static void list_slots(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
+                       int64_t list, bool chosen, int64_t window) {
+    const struct nsa_settings *s = layer->settings;
+    for (int64_t b = 0; b < c->batch; b++) {
+        const int64_t row = list * c->batch + b, first = pass->start[b], all = pass->position - first + 1;
+        const int64_t near = window < all ? all - window : 0; /* the window's first token, counted from the document's */
+        int32_t *slots = c->host_slots + row * c->capacity, count = 0;
+        for (int64_t n = 0; chosen && n < s->select; n++) {
+            const int64_t block = c->host_chosen[(b * c->lists + list) * s->select + n];
+            for (int64_t t = block * s->block; block >= 0 && t < (block + 1) * s->block && t < near; t++)
+                slots[count++] = (int32_t)(first + t);
+        }
+        for (int64_t t = near; t < all; t++) slots[count++] = (int32_t)(first + t);
+        c->host_counts[row] = count;
+    }
+}
+
+/* Heads first … first+count−1 of [.., heads, D], dimension `axis`. */
+static struct tensor heads_of(struct tensor t, int axis, int64_t first, int64_t count) {
+    t.data = (char *)t.data + first * t.stride[axis] * (int64_t)dtype_size(t.dtype);
+    t.shape[axis] = count;
+    return t;
+}
+
+/* Exact attention of every list's heads to its slots. */
+static enum status attend(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
+                          bool chosen, int64_t window, struct tensor o) {
+    const struct ops *ops = pass->ops;
+    const struct model_config *m = layer->model;
+    const int64_t together = m->heads / c->lists, share = m->heads / m->kv_heads;
+    for (int64_t list = 0; list < c->lists; list++) list_slots(layer, c, pass, list, chosen, window);
+    TRY(ops->upload(ops, c->slots, c->host_slots));
+    TRY(ops->upload(ops, c->slot_counts, c->host_counts));
+    for (int64_t list = 0; list < c->lists; list++) {
+        const int64_t head = list * together, group = head / share, groups = together > share ? together / share : 1;
+        const struct tensor slots = tensor_rows(c->slots, list, 1), counts = tensor_rows(c->slot_counts, list, 1);
+        const struct attention_decode decode = {
+            .q = heads_of(pass->q, 1, head, together), .o = heads_of(o, 1, head, together),
+            .k = heads_of(c->k, 2, group, groups), .v = heads_of(c->v, 2, group, groups),
+            .slots = tensor_3d(slots.data, DTYPE_I32, c->batch, 1, c->capacity),
+            .slot_counts = tensor_2d(counts.data, DTYPE_I32, c->batch, 1), .count = 1,
+            .scale = 1 / sqrt((double)m->head_width)};
+        TRY(ops->attention_decode(ops, &decode));
+    }
+    return STATUS_OK;
+}
+
+static struct tensor one_token(struct tensor t) {
+    return (struct tensor){.data = t.data, .dtype = t.dtype, .rank = 4, .shape = {t.shape[0], 1, t.shape[1], t.shape[2]},
+                           .stride = {t.stride[0], t.stride[0], t.stride[1], 1}};
+}
+
+static enum status choose(const struct attention_layer *layer, struct attention_cache *c,
+                          const struct attention_decode_pass *pass) {
+    const struct nsa_settings *s = layer->settings;
+    const struct ops *ops = pass->ops;
+    const bool selects = nsa_selects(layer);
+    const struct compressed_decode coarse = {
+        .q = pass->q, .k = c->keys, .v = c->values, .places = c->places,
+        .o = nsa_on(layer, NSA_COMPRESSED) ? c->branches[NSA_COMPRESSED] : tensor_none(),
+        .chosen = selects ? c->chosen : tensor_none(), .compress = (int32_t)s->compress, .stride = (int32_t)s->stride,
+        .block = (int32_t)s->block, .select = (int32_t)s->select, .select_group = (int32_t)s->select_group,
+        .scale = 1 / sqrt((double)layer->model->head_width)};
+    TRY(ops->compressed_decode(ops, &coarse));
+    return selects ? ops->download(ops, c->chosen, c->host_chosen) : STATUS_OK;
+}
+
+enum status nsa_decode(const struct attention_layer *layer, struct attention_cache *c,
+                       const struct attention_decode_pass *pass) {
+    const struct nsa_settings *s = layer->settings;
+    const struct ops *ops = pass->ops;
+    const bool coarse = nsa_on(layer, NSA_COMPRESSED), selects = nsa_selects(layer);
+    const int64_t window = nsa_windows(layer) ? s->window : 0;
+    TRY(take_in(layer, c, pass));
+    if (coarse || selects) TRY(choose(layer, c, pass));
+    if (!s->apart && !coarse) return attend(layer, c, pass, selects, window, pass->o);
+    TRY(nsa_gate_logits(layer, ops, pass->x, tensor_as_rows(c->logits)));
+    struct gate_mix mix = {.logits = c->logits, .o = one_token(pass->o), .complement = !s->apart};
+    if (s->apart) {
+        mix.count = NSA_BRANCHES;
+        if (coarse) mix.branches[NSA_COMPRESSED] = one_token(c->branches[NSA_COMPRESSED]);
+        if (selects) TRY(attend(layer, c, pass, true, 0, c->branches[NSA_SELECTED]));
+        if (selects) mix.branches[NSA_SELECTED] = one_token(c->branches[NSA_SELECTED]);
+        if (window) TRY(attend(layer, c, pass, false, window, c->branches[NSA_WINDOW]));
+        if (window) mix.branches[NSA_WINDOW] = one_token(c->branches[NSA_WINDOW]);
+    } else {
+        mix.count = 2;
+        TRY(attend(layer, c, pass, selects, window, c->branches[NSA_SELECTED]));
+        mix.branches[0] = one_token(c->branches[NSA_SELECTED]);
+        mix.branches[1] = one_token(c->branches[NSA_COMPRESSED]);
+    }
+    return ops->gate_mix(ops, &mix);
+}

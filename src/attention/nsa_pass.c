@@ -1,0 +1,312 @@
+/* Forward and backward passes of the kind `nsa`. */
+#include "attention/nsa.h"
+
+#include "base/memory.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What forward keeps for backward, and room for gradients inside the kind. */
+struct nsa_saved {
+    struct tensor keys, values, pre_keys, pre_values; /* [B,Nb,G,D], what gelu takes [B,Nb,G,2D] */
+    struct tensor logits;                             /* [B,T,H·columns] */
+    struct tensor branches[NSA_BRANCHES];             /* [B,T,H,D]; with one softmax, selected is the union */
+    struct tensor log_sums[NSA_BRANCHES];             /* [B,H,T] */
+    struct tensor chosen;                             /* [B,T,lists,select], or as many as annealing begins with */
+    /* train */
+    struct tensor d_branch, d_keys, d_values, d_logits, losses, loss;
+};
+
+enum status nsa_plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
+                     void **out) {
+    const struct nsa_settings *s = layer->settings;
+    const struct model_config *m = layer->model;
+    const struct ops *ops = layer->params->ops;
+    const int64_t blocks = compressed_bound(length, s->compress, s->stride), width = m->head_width;
+    struct nsa_saved *p = NULL;
+    TRY(memory_new(1, sizeof *p, "attention's plan", &p));
+    p->keys = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
+    p->values = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
+    p->pre_keys = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, 2 * width);
+    p->pre_values = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, 2 * width);
+    p->logits = arena_3d(arena, ops->real, batch, length, m->heads * nsa_gate_columns(s));
+    for (int n = 0; n < (s->apart ? NSA_BRANCHES : NSA_WINDOW); n++) {
+        p->branches[n] = arena_4d(arena, ops->real, batch, length, m->heads, width);
+        p->log_sums[n] = arena_3d(arena, ops->statistic, batch, m->heads, length);
+    }
+    const int64_t every = (length + s->block - 1) / s->block;
+    const int64_t select = train && s->anneal && s->select > 0 && every > s->select ? every : s->select;
+    if (select > 0) p->chosen = arena_4d(arena, DTYPE_I32, batch, length, nsa_lists(layer), select);
+    if (train) {
+        p->d_branch = arena_4d(arena, ops->real, batch, length, m->heads, width);
+        p->d_keys = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
+        p->d_values = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
+        p->d_logits = arena_3d(arena, ops->real, batch, length, m->heads * nsa_gate_columns(s));
+        p->losses = arena_3d(arena, ops->statistic, batch, nsa_lists(layer), length);
+        p->loss = arena_1d(arena, DTYPE_F64, 1);
+    }
+    *out = p;
+    return STATUS_OK;
+}
+
+/* One pass: what is read now, which while annealing is more than the options say. */
+struct nsa_run {
+    const struct attention_layer *layer;
+    const struct attention_pass *pass;
+    const struct nsa_settings *s;
+    const struct nsa_saved *saved;
+    struct tensor chosen; /* [B,T,lists,select] or none */
+    int32_t window;       /* 0: none */
+    double scale;
+};
+
+/* From `all` down to `target`, in equal ratios. */
+static int64_t anneal(int64_t all, int64_t target, double progress) {
+    if (target >= all || target <= 0) return target;
+    return (int64_t)lround(exp((1 - progress) * log((double)all) + progress * log((double)target)));
+}
+
+static struct nsa_run run_of(const struct attention_layer *layer, const struct attention_pass *pass) {
+    const struct nsa_settings *s = layer->settings;
+    const struct attention_context *c = &pass->context;
+    struct nsa_run run = {.layer = layer, .pass = pass, .s = s, .saved = pass->saved};
+    const int stage = c->attention_stage ? NSA_ANNEAL_ATTENTION : NSA_ANNEAL_KL;
+    const double progress = c->training && (s->anneal & stage) ? c->progress : 1;
+    const int64_t every = (pass->length + s->block - 1) / s->block;
+    int64_t select = anneal(every, s->select, progress);
+    run.scale = 1 / sqrt((double)layer->model->head_width);
+    if (nsa_windows(layer)) run.window = (int32_t)anneal(pass->length, s->window, progress);
+    if (!nsa_selects(layer)) return run;
+    if (select < s->select) select = s->select;
+    const struct tensor room = run.saved->chosen;
+    run.chosen = tensor_4d(room.data, DTYPE_I32, room.shape[0], room.shape[1], room.shape[2], select);
+    return run;
+}
+
+struct block_compress nsa_compress(const struct attention_layer *layer, const struct nsa_compressor *rows, struct tensor x,
+                                   struct tensor start, struct tensor out, struct tensor pre) {
+    const struct nsa_settings *s = layer->settings;
+    return (struct block_compress){.x = x, .start = start, .w1 = rows->w1->value, .b1 = rows->b1->value,
+                                   .w2 = rows->w2->value, .places = rows->places->value, .out = out, .pre = pre,
+                                   .compress = (int32_t)s->compress, .stride = (int32_t)s->stride};
+}
+
+static struct block_compress compress_keys(const struct nsa_run *r) {
+    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->keys, r->pass->k, r->pass->start,
+                        r->saved->keys, r->saved->pre_keys);
+}
+
+static struct block_compress compress_values(const struct nsa_run *r) {
+    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->values, r->pass->v, r->pass->start,
+                        r->saved->values, r->saved->pre_values);
+}
+
+static struct compressed_attention coarse_of(const struct nsa_run *r) {
+    return (struct compressed_attention){
+        .q = r->pass->q, .k = r->saved->keys, .v = r->saved->values, .start = r->pass->start,
+        .o = nsa_on(r->layer, NSA_COMPRESSED) ? r->saved->branches[NSA_COMPRESSED] : tensor_none(),
+        .log_sums = r->saved->log_sums[NSA_COMPRESSED], .chosen = r->chosen, .compress = (int32_t)r->s->compress,
+        .stride = (int32_t)r->s->stride, .block = (int32_t)r->s->block,
+        .select = tensor_present(r->chosen) ? (int32_t)r->chosen.shape[3] : 0, .select_group = (int32_t)r->s->select_group,
+        .scale = r->scale};
+}
+
+/* Branch `selected` (with one softmax: and the window), or `window`. */
+static struct block_attention fine_of(const struct nsa_run *r, enum nsa_branch branch) {
+    const bool window = branch == NSA_WINDOW || !r->s->apart;
+    return (struct block_attention){
+        .q = r->pass->q, .k = r->pass->k, .v = r->pass->v, .start = r->pass->start,
+        .chosen = branch == NSA_WINDOW ? tensor_none() : r->chosen, .o = r->saved->branches[branch],
+        .log_sums = r->saved->log_sums[branch], .block = (int32_t)r->s->block, .window = window ? r->window : 0,
+        .scale = r->scale};
+}
+
+/* Whether the exact branch `branch` reads anything in this pass. */
+static bool reads(const struct nsa_run *r, enum nsa_branch branch) {
+    if (branch == NSA_WINDOW) return r->s->apart && r->window > 0;
+    return tensor_present(r->chosen) || (!r->s->apart && r->window > 0);
+}
+
+static struct gate_mix gates_of(const struct nsa_run *r) {
+    struct gate_mix mix = {.logits = r->saved->logits, .o = r->pass->o, .complement = !r->s->apart};
+    if (!r->s->apart) {
+        mix.count = 2;
+        mix.branches[0] = r->saved->branches[NSA_SELECTED];
+        mix.branches[1] = r->saved->branches[NSA_COMPRESSED];
+        return mix;
+    }
+    mix.count = NSA_BRANCHES;
+    mix.branches[NSA_COMPRESSED] = nsa_on(r->layer, NSA_COMPRESSED) ? r->saved->branches[NSA_COMPRESSED] : tensor_none();
+    for (int n = NSA_SELECTED; n < NSA_BRANCHES; n++) mix.branches[n] = reads(r, n) ? r->saved->branches[n] : tensor_none();
+    return mix;
+}
+
+enum status nsa_gate_logits(const struct attention_layer *layer, const struct ops *ops, struct tensor x, struct tensor logits) {
+    const struct nsa_bound *bound = layer->bound;
+    const struct gemm gemm = {.a = x, .b = bound->gate->value, .c = logits, .bias = bound->gate_bias->value,
+                              .transpose_b = true, .alpha = 1};
+    return ops->gemm(ops, &gemm);
+}
+
+/* For the metrics: gates and choices of the last query of every sequence. */
+static enum status look(const struct nsa_run *r) {
+    struct nsa_bound *bound = r->layer->bound;
+    const struct ops *ops = r->pass->ops;
+    const int64_t columns = nsa_gate_columns(r->s), width = r->saved->logits.shape[2], heads = r->layer->model->heads;
+    const int64_t lists = nsa_lists(r->layer), select = tensor_present(r->chosen) ? r->chosen.shape[3] : 0;
+    const double share = 1 / (double)(r->pass->batch * heads);
+    enum status status = STATUS_OK;
+    double *logits = NULL;
+    int32_t *chosen = NULL, *start = NULL;
+    int64_t inside = 0, outside = 0;
+    memset(bound->gate_means, 0, sizeof bound->gate_means);
+    TRY_GOTO(done, memory_new((size_t)width, sizeof *logits, "gates", &logits));
+    TRY_GOTO(done, memory_new((size_t)(lists * select + 1), sizeof *chosen, "choices", &chosen));
+    TRY_GOTO(done, memory_new((size_t)(r->pass->batch * r->pass->length), sizeof *start, "document starts", &start));
+    TRY_GOTO(done, ops->download(ops, r->pass->start, start));
+    for (int64_t b = 0; b < r->pass->batch; b++) {
+        const int64_t row = (b + 1) * r->pass->length - 1;
+        const struct tensor last = tensor_rows(tensor_as_rows(r->saved->logits), row, 1);
+        TRY_GOTO(done, ops->download(ops, last, logits));
+        for (int64_t n = 0; n < width; n++) {
+            const double x = last.dtype == DTYPE_F64 ? logits[n] : (double)((float *)(void *)logits)[n];
+            bound->gate_means[n % columns] += share / (1 + exp(-x));
+        }
+        if (select == 0) continue;
+        const struct tensor lines = tensor_2d(r->chosen.data, DTYPE_I32, r->pass->batch * r->pass->length, lists * select);
+        TRY_GOTO(done, ops->download(ops, tensor_rows(lines, row, 1), chosen));
+        for (int64_t n = 0; n < lists * select; n++) {
+            const int64_t end = start[row] + (chosen[n] + 1) * r->s->block;
+            if (chosen[n] < 0) continue;
+            if (end <= row % r->pass->length + 1 - r->window) outside++;
+            inside++;
+        }
+    }
+    bound->outside = inside ? (double)outside / (double)inside : 0;
+    bound->looked = true;
+done:
+    free(logits);
+    free(chosen);
+    free(start);
+    return status;
+}
+
+/* Steps of a run between looks. */
+enum { LOOK_EVERY = 10 };
+
+enum status nsa_forward(const struct attention_layer *layer, const struct attention_pass *pass) {
+    const struct ops *ops = pass->ops;
+    const struct nsa_run r = run_of(layer, pass);
+    const bool coarse = nsa_on(layer, NSA_COMPRESSED);
+    if (coarse || tensor_present(r.chosen)) {
+        const struct block_compress keys = compress_keys(&r), values = compress_values(&r);
+        TRY(ops->block_compress(ops, &keys));
+        if (coarse) TRY(ops->block_compress(ops, &values));
+        const struct compressed_attention attention = coarse_of(&r);
+        TRY(ops->compressed_attention(ops, &attention));
+    }
+    const bool alone = !r.s->apart && !coarse; /* then the union is all there is */
+    for (enum nsa_branch n = NSA_SELECTED; n < (r.s->apart ? NSA_BRANCHES : NSA_WINDOW); n++) {
+        struct block_attention fine = fine_of(&r, n);
+        if (alone) fine.o = pass->o;
+        if (reads(&r, n))
+            TRY(ops->block_attention(ops, &fine));
+        else if (!r.s->apart)
+            TRY(ops->fill(ops, fine.o, 0));
+    }
+    if (alone) return STATUS_OK;
+    TRY(nsa_gate_logits(layer, ops, pass->x, tensor_as_rows(r.saved->logits)));
+    const struct gate_mix mix = gates_of(&r);
+    TRY(ops->gate_mix(ops, &mix));
+    return pass->context.training && pass->context.updates % LOOK_EVERY == 0 ? look(&r) : STATUS_OK;
+}
+
+/* --- backward ----------------------------------------------------------------------------------------------------- */
+
+static struct tensor gradient_of(const struct param *row) { return row->trained ? row->grad : tensor_none(); }
+
+/* d logits -> gates' parameters, dx. */
+static enum status gates_backward(const struct nsa_run *r) {
+    const struct ops *ops = r->pass->ops;
+    const struct nsa_bound *bound = r->layer->bound;
+    const struct tensor d_logits = tensor_as_rows(r->saved->d_logits);
+    if (bound->gate->trained) {
+        const struct gemm weights = {.a = d_logits, .b = r->pass->x, .c = bound->gate->grad, .transpose_a = true,
+                                     .accumulate = true, .alpha = 1};
+        TRY(ops->gemm(ops, &weights));
+    }
+    if (bound->gate_bias->trained) TRY(ops->bias_backward(ops, d_logits, bound->gate_bias->grad));
+    if (!tensor_present(r->pass->dx)) return STATUS_OK;
+    const struct gemm back = {.a = d_logits, .b = bound->gate->value, .c = r->pass->dx, .alpha = 1};
+    return ops->gemm(ops, &back);
+}
+
+/* d_branch = the part of d_o that reaches branch n; d logits come with each. */
+static enum status branch_gradient(const struct nsa_run *r, enum nsa_branch n) {
+    struct gate_mix_backward mix = {.forward = gates_of(r), .d_o = r->pass->d_o, .dlogits = r->saved->d_logits};
+    mix.d_branches[r->s->apart ? (int)n : n == NSA_COMPRESSED] = r->saved->d_branch;
+    return r->pass->ops->gate_mix_backward(r->pass->ops, &mix);
+}
+
+static enum status fine_backward(const struct nsa_run *r) {
+    const struct attention_pass *pass = r->pass;
+    const struct ops *ops = pass->ops;
+    bool first = true;
+    for (enum nsa_branch n = NSA_SELECTED; n < (r->s->apart ? NSA_BRANCHES : NSA_WINDOW); n++) {
+        if (!reads(r, n)) continue;
+        TRY(branch_gradient(r, n));
+        const struct block_attention_backward fine = {
+            .forward = fine_of(r, n), .d_o = r->saved->d_branch, .dq = pass->dq, .dk = pass->dk, .dv = pass->dv,
+            .accumulate_q = !first, .accumulate_kv = !first};
+        TRY(ops->block_attention_backward(ops, &fine));
+        first = false;
+    }
+    return STATUS_OK;
+}
+
+static enum status compressor_backward(const struct nsa_run *r, const struct nsa_compressor *rows, struct block_compress forward,
+                                       struct tensor d_out, struct tensor dx) {
+    const struct block_compress_backward g = {.forward = forward, .d_out = d_out, .dx = dx, .dw1 = gradient_of(rows->w1),
+                                              .db1 = gradient_of(rows->b1), .dw2 = gradient_of(rows->w2),
+                                              .dplaces = gradient_of(rows->places)};
+    return r->pass->ops->block_compress_backward(r->pass->ops, &g);
+}
+
+/* The loss of choosing, added to the pass's, and its gradients. */
+static enum status learn_to_choose(const struct nsa_run *r) {
+    const struct attention_pass *pass = r->pass;
+    const struct ops *ops = pass->ops;
+    const double share = r->s->select_weight / (double)nsa_lists(r->layer);
+    double own, sum;
+    const struct block_mass mass = {
+        .teacher_q = pass->teacher_q, .teacher_k = pass->teacher_k, .own_q = pass->q, .compressed = r->saved->keys,
+        .start = pass->start, .log_sums = r->saved->log_sums[NSA_COMPRESSED], .losses = r->saved->losses,
+        .d_own_q = pass->dq, .d_compressed = r->saved->d_keys, .compress = (int32_t)r->s->compress,
+        .stride = (int32_t)r->s->stride, .block = (int32_t)r->s->block, .select_group = (int32_t)r->s->select_group,
+        .scale = r->scale, .gradient_scale = share * pass->context.loss_scale};
+    TRY(ops->block_mass(ops, &mass));
+    TRY(ops->sum(ops, r->saved->losses, r->saved->loss));
+    TRY(ops->download(ops, r->saved->loss, &own));
+    TRY(ops->download(ops, pass->loss, &sum));
+    sum += share * own;
+    return ops->upload(ops, pass->loss, &sum);
+}
+
+enum status nsa_backward(const struct attention_layer *layer, const struct attention_pass *pass) {
+    const struct ops *ops = pass->ops;
+    const struct nsa_bound *bound = layer->bound;
+    const struct nsa_run r = run_of(layer, pass);
+    if (bound->off) return error_set(STATUS_FAILED, "attention nsa: a branch is switched off; such a layer does not train");
+    TRY(fine_backward(&r));
+    TRY(branch_gradient(&r, NSA_COMPRESSED));
+    TRY(gates_backward(&r));
+    const struct compressed_attention_backward coarse = {
+        .forward = coarse_of(&r), .d_o = r.saved->d_branch, .dq = pass->dq, .dk = r.saved->d_keys, .dv = r.saved->d_values,
+        .accumulate_q = true};
+    TRY(ops->compressed_attention_backward(ops, &coarse));
+    const bool learns = pass->context.attention_stage && tensor_present(pass->teacher_q) && r.s->select > 0;
+    if (learns && r.s->select_weight > 0) TRY(learn_to_choose(&r));
+    TRY(compressor_backward(&r, &bound->keys, compress_keys(&r), r.saved->d_keys, pass->dk));
+    return compressor_backward(&r, &bound->values, compress_values(&r), r.saved->d_values, pass->dv);
+}

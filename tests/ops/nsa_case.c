@@ -1,0 +1,392 @@
+#include "ops/nsa_case.h"
+
+#include "base/memory.h"
+#include "support/check.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *const nsa_input_names[NSA_INPUTS] = {"q",    "k",        "v",         "logits",   "w1_k",
+                                                 "b1_k", "w2_k",     "places_k",  "w1_v",     "b1_v",
+                                                 "w2_v", "places_v", "teacher_q", "teacher_k"};
+const char *const nsa_output_names[NSA_OUTPUTS] = {"o", "compressed", "losses"};
+
+/* Name, B, T, H, G, D, l, d, l', n, w, select_group, apart, cuts. */
+const struct nsa_case nsa_cases[] = {
+    {"one token", 1, 1, 2, 1, 8, 4, 2, 4, 3, 2, 1, false, {0}, false},
+    {"shorter than a block", 2, 7, 2, 2, 8, 8, 4, 8, 3, 4, 1, false, {0}, false},
+    {"31, three gates", 1, 31, 4, 2, 8, 8, 4, 8, 3, 6, 2, true, {0}, false},
+    {"33, 48 wide", 1, 33, 2, 1, 48, 4, 2, 4, 3, 5, 1, false, {0}, false},
+    {"33, blocks of one stride", 2, 33, 2, 1, 8, 4, 4, 4, 4, 3, 2, true, {9}, false},
+    {"129, every head chooses", 1, 129, 4, 2, 16, 8, 4, 8, 4, 20, 1, false, {0}, false},
+    {"129, all heads choose together", 1, 129, 4, 2, 16, 8, 4, 16, 4, 10, 4, false, {60}, false},
+    {"129, documents", 2, 129, 2, 2, 8, 8, 2, 4, 5, 3, 1, true, {1, 2, 3, 50, 90}, false},
+    {"129, long compressed blocks", 1, 129, 2, 1, 8, 16, 2, 6, 4, 7, 2, false, {40}, false},
+    {"129, repeated tokens", 1, 129, 2, 1, 8, 8, 4, 8, 5, 16, 1, false, {0}, true},
+    {"window over everything", 1, 70, 2, 1, 16, 8, 4, 8, 3, 70, 1, false, {30}, false},
+    {"1000, 64 wide", 1, 1000, 3, 1, 64, 32, 16, 64, 5, 100, 1, false, {0}, false},
+    {"1000, documents", 1, 1000, 2, 1, 16, 16, 8, 32, 6, 50, 2, true, {333, 340, 777}, false},
+    {"2500, two chunks", 1, 2500, 1, 1, 8, 8, 4, 16, 6, 40, 1, false, {1999}, false},
+};
+const int nsa_case_count = sizeof nsa_cases / sizeof *nsa_cases;
+
+static int64_t gates(const struct nsa_case *row) {
+    return row->apart ? 3 : 1;
+}
+
+int64_t nsa_count(const struct nsa_case *row, enum nsa_input input) {
+    const int64_t tokens = row->batch * row->length, width = row->width;
+    switch (input) {
+    case NSA_Q:
+    case NSA_TEACHER_Q:
+        return tokens * row->heads * width;
+    case NSA_K:
+    case NSA_V:
+    case NSA_TEACHER_K:
+        return tokens * row->groups * width;
+    case NSA_LOGITS:
+        return tokens * row->heads * gates(row);
+    case NSA_W1_K:
+    case NSA_W1_V:
+        return 2 * width * row->compress * width;
+    case NSA_B1_K:
+    case NSA_B1_V:
+        return 2 * width;
+    case NSA_W2_K:
+    case NSA_W2_V:
+        return 2 * width * width;
+    default:
+        return row->compress * width;
+    }
+}
+
+int64_t nsa_output_count(const struct nsa_case *row, enum nsa_output output) {
+    return output == NSA_LOSSES ? row->batch * row->length * row->heads / row->select_group : nsa_count(row, NSA_Q);
+}
+
+int64_t nsa_chosen_count(const struct nsa_case *row) {
+    return row->batch * row->length * row->heads / row->select_group * row->select;
+}
+
+double nsa_draw(int64_t n, int64_t part) {
+    uint64_t x = (uint64_t)n * 2654435761u + (uint64_t)part * 40503u + 12345u;
+    x = (x ^ x >> 15) * 2246822519u;
+    x = (x & 0xffffffffu) ^ (x & 0xffffffffu) >> 13;
+    return (double)((int64_t)(x % 65536) - 32768) / 32768;
+}
+
+static double *new_array(int64_t count) {
+    double *array;
+    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
+    return array;
+}
+
+void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x) {
+    *x = (struct nsa_arrays){0};
+    const double sizes[NSA_INPUTS] = {2, 1, 1, 2, 0, 0.5, 0, 0.5, 0, 0.5, 0, 0.5, 2, 1};
+    for (int n = 0; n < NSA_INPUTS; n++) {
+        const int64_t count = nsa_count(row, n), rows = row->batch * row->length;
+        double size = sizes[n];
+        if (n == NSA_W1_K || n == NSA_W1_V) size = 2 / sqrt((double)(row->compress * row->width));
+        if (n == NSA_W2_K || n == NSA_W2_V) size = 2 / sqrt(2 * (double)row->width);
+        x->inputs[n] = new_array(count);
+        for (int64_t i = 0; i < count; i++) {
+            const bool same = row->repeated && n <= NSA_V;
+            x->inputs[n][i] = (double)(float)(size * nsa_draw(same ? i % (count / rows) : i, n));
+        }
+        if (n < NSA_LEARNING) x->gradients[n] = new_array(count);
+    }
+    for (int n = 0; n < NSA_OUTPUTS; n++) x->outputs[n] = new_array(nsa_output_count(row, n));
+    x->d_o = new_array(nsa_count(row, NSA_Q));
+    for (int64_t i = 0; i < nsa_count(row, NSA_Q); i++) x->d_o[i] = nsa_draw(i, 20);
+    CHECK_OK(memory_new((size_t)nsa_chosen_count(row), sizeof *x->chosen, "choices", &x->chosen));
+    CHECK_OK(memory_new((size_t)(row->batch * row->length), sizeof *x->start, "starts", &x->start));
+    for (int64_t b = 0; b < row->batch; b++)
+        for (int64_t t = 0, start = 0; t < row->length; t++) {
+            for (int n = 0; row->cuts[n]; n++)
+                if (t == row->cuts[n] + b) start = t;
+            x->start[b * row->length + t] = (int32_t)start;
+        }
+}
+
+void nsa_free(struct nsa_arrays *x) {
+    for (int n = 0; n < NSA_INPUTS; n++) free(x->inputs[n]);
+    for (int n = 0; n < NSA_LEARNING; n++) free(x->gradients[n]);
+    for (int n = 0; n < NSA_OUTPUTS; n++) free(x->outputs[n]);
+    free(x->d_o);
+    free(x->start);
+    free(x->chosen);
+}
+
+/* --- a table's memory --------------------------------------------------------------------------------------------- */
+
+enum { TENSORS = 48 };
+struct device_case {
+    const struct ops *ops;
+    const struct nsa_case *row;
+    void *blocks[TENSORS];
+    int count;
+    struct tensor inputs[NSA_INPUTS], gradients[NSA_LEARNING], start, chosen, d_o;
+    struct tensor compressed[2], pre[2], d_compressed[2]; /* of k, v */
+    struct tensor branches[3], d_branches[3], sums[3], losses, o;
+};
+
+static struct tensor take(struct device_case *d, struct tensor t) {
+    CHECK_OK(d->ops->allocate(d->ops, tensor_bytes(t) ? tensor_bytes(t) : 1, &t.data));
+    assert_true(d->count < TENSORS);
+    d->blocks[d->count++] = t.data;
+    return t;
+}
+
+/* Copies between an array and a view of any strides, dense last dimension, in host memory. */
+static void move(struct tensor t, double *array, bool to_device) {
+    for (int64_t n = 0; n < tensor_count(t); n++) {
+        int64_t offset = 0, rest = n;
+        for (int i = t.rank - 1; i >= 0; i--) {
+            offset += rest % t.shape[i] * t.stride[i];
+            rest /= t.shape[i];
+        }
+        if (t.dtype == DTYPE_F64 && to_device) ((double *)t.data)[offset] = array[n];
+        if (t.dtype == DTYPE_F64 && !to_device) array[n] = ((double *)t.data)[offset];
+        if (t.dtype == DTYPE_F32 && to_device) ((float *)t.data)[offset] = (float)array[n];
+        if (t.dtype == DTYPE_F32 && !to_device) array[n] = (double)((float *)t.data)[offset];
+    }
+}
+
+/* q, k, v as columns of one matrix, as the model has them. */
+static void take_qkv(struct device_case *d, struct tensor views[3]) {
+    const struct nsa_case *row = d->row;
+    const int64_t a = row->heads * row->width, b = row->groups * row->width;
+    const struct tensor all = take(d, tensor_2d(NULL, d->ops->real, row->batch * row->length, a + 2 * b));
+    const int64_t firsts[] = {0, a, a + b}, widths[] = {a, b, b}, heads[] = {row->heads, row->groups, row->groups};
+    for (int n = 0; n < 3; n++)
+        views[n] = tensor_split_heads(tensor_columns(all, firsts[n], widths[n]), row->batch, row->length, heads[n],
+                                      row->width);
+}
+
+static struct tensor shape_of(const struct nsa_case *row, enum dtype real, int input) {
+    const int64_t width = row->width, wide = 2 * width;
+    switch (input) {
+    case NSA_LOGITS:
+        return tensor_3d(NULL, real, row->batch, row->length, row->heads * gates(row));
+    case NSA_W1_K:
+    case NSA_W1_V:
+        return tensor_2d(NULL, real, wide, row->compress * width);
+    case NSA_B1_K:
+    case NSA_B1_V:
+        return tensor_1d(NULL, real, wide);
+    case NSA_W2_K:
+    case NSA_W2_V:
+        return tensor_2d(NULL, real, width, wide);
+    case NSA_PLACES_K:
+    case NSA_PLACES_V:
+        return tensor_2d(NULL, real, row->compress, width);
+    default:
+        return tensor_4d(NULL, real, row->batch, row->length, input == NSA_TEACHER_Q ? row->heads : row->groups, width);
+    }
+}
+
+static void open_case(struct device_case *d, const struct nsa_arrays *x) {
+    const struct nsa_case *row = d->row;
+    const enum dtype real = d->ops->real;
+    const int64_t blocks = compressed_bound(row->length, row->compress, row->stride),
+                  lists = row->heads / row->select_group;
+    take_qkv(d, d->inputs);
+    take_qkv(d, d->gradients);
+    for (int n = NSA_LOGITS; n < NSA_INPUTS; n++) d->inputs[n] = take(d, shape_of(row, real, n));
+    for (int n = NSA_LOGITS; n < NSA_LEARNING; n++) {
+        d->gradients[n] = take(d, shape_of(row, real, n));
+        CHECK_OK(d->ops->fill(d->ops, d->gradients[n], 0)); /* they accumulate */
+    }
+    for (int n = 0; n < NSA_INPUTS; n++) move(d->inputs[n], x->inputs[n], true);
+    d->d_o = take(d, tensor_4d(NULL, real, row->batch, row->length, row->heads, row->width));
+    move(d->d_o, x->d_o, true);
+    d->o = take(d, d->d_o);
+    for (int n = 0; n < 2; n++) {
+        d->compressed[n] = take(d, tensor_4d(NULL, real, row->batch, blocks, row->groups, row->width));
+        d->d_compressed[n] = take(d, d->compressed[n]);
+        d->pre[n] = take(d, tensor_4d(NULL, real, row->batch, blocks, row->groups, 2 * row->width));
+    }
+    for (int n = 0; n < 3; n++) {
+        d->branches[n] = take(d, d->d_o);
+        d->d_branches[n] = take(d, d->d_o);
+        d->sums[n] = take(d, tensor_3d(NULL, d->ops->statistic, row->batch, row->heads, row->length));
+    }
+    d->losses = take(d, tensor_3d(NULL, d->ops->statistic, row->batch, lists, row->length));
+    d->start = take(d, tensor_2d(NULL, DTYPE_I32, row->batch, row->length));
+    CHECK_OK(d->ops->upload(d->ops, d->start, x->start));
+    d->chosen = take(d, tensor_4d(NULL, DTYPE_I32, row->batch, row->length, lists, row->select));
+    CHECK_OK(d->ops->upload(d->ops, d->chosen, x->chosen));
+}
+
+/* --- the operations ----------------------------------------------------------------------------------------------- */
+
+static struct block_compress compress_of(const struct device_case *d, int n) {
+    const int first = n ? NSA_W1_V : NSA_W1_K;
+    return (struct block_compress){.x = d->inputs[n ? NSA_V : NSA_K],
+                                   .start = d->start,
+                                   .w1 = d->inputs[first],
+                                   .b1 = d->inputs[first + 1],
+                                   .w2 = d->inputs[first + 2],
+                                   .places = d->inputs[first + 3],
+                                   .out = d->compressed[n],
+                                   .pre = d->pre[n],
+                                   .compress = d->row->compress,
+                                   .stride = d->row->stride};
+}
+
+static struct compressed_attention coarse_of(const struct device_case *d, bool choose) {
+    const struct nsa_case *row = d->row;
+    return (struct compressed_attention){.q = d->inputs[NSA_Q],
+                                         .k = d->compressed[0],
+                                         .v = d->compressed[1],
+                                         .start = d->start,
+                                         .o = d->branches[0],
+                                         .log_sums = d->sums[0],
+                                         .chosen = choose ? d->chosen : tensor_none(),
+                                         .compress = row->compress,
+                                         .stride = row->stride,
+                                         .block = row->block,
+                                         .select = row->select,
+                                         .select_group = row->select_group,
+                                         .scale = 1 / sqrt((double)row->width)};
+}
+
+/* branch 1: chosen (with the window, unless apart); 2: the window alone. */
+static struct block_attention fine_of(const struct device_case *d, int branch) {
+    return (struct block_attention){.q = d->inputs[NSA_Q],
+                                    .k = d->inputs[NSA_K],
+                                    .v = d->inputs[NSA_V],
+                                    .start = d->start,
+                                    .chosen = branch == 1 ? d->chosen : tensor_none(),
+                                    .o = d->branches[branch],
+                                    .log_sums = d->sums[branch],
+                                    .block = d->row->block,
+                                    .window = branch == 1 && d->row->apart ? 0 : d->row->window,
+                                    .scale = 1 / sqrt((double)d->row->width)};
+}
+
+static struct gate_mix gates_of(const struct device_case *d) {
+    struct gate_mix mix = {.logits = d->inputs[NSA_LOGITS], .o = d->o, .count = 3, .complement = !d->row->apart};
+    for (int n = 0; n < 3; n++) mix.branches[n] = d->branches[n];
+    if (mix.complement) {
+        mix.count = 2;
+        mix.branches[0] = d->branches[1];
+        mix.branches[1] = d->branches[0];
+    }
+    return mix;
+}
+
+static struct block_mass mass_of(const struct device_case *d, bool backward) {
+    const struct nsa_case *row = d->row;
+    return (struct block_mass){.teacher_q = d->inputs[NSA_TEACHER_Q],
+                               .teacher_k = d->inputs[NSA_TEACHER_K],
+                               .own_q = d->inputs[NSA_Q],
+                               .compressed = d->compressed[0],
+                               .start = d->start,
+                               .log_sums = d->sums[0],
+                               .losses = d->losses,
+                               .d_own_q = backward ? d->gradients[NSA_Q] : tensor_none(),
+                               .d_compressed = backward ? d->d_compressed[0] : tensor_none(),
+                               .compress = row->compress,
+                               .stride = row->stride,
+                               .block = row->block,
+                               .select_group = row->select_group,
+                               .scale = 1 / sqrt((double)row->width),
+                               .gradient_scale = NSA_LOSS_SCALE};
+}
+
+static void forward(const struct device_case *d, bool choose) {
+    const struct ops *ops = d->ops;
+    for (int n = 0; n < 2; n++) {
+        const struct block_compress c = compress_of(d, n);
+        CHECK_OK(ops->block_compress(ops, &c));
+    }
+    const struct compressed_attention coarse = coarse_of(d, choose);
+    CHECK_OK(ops->compressed_attention(ops, &coarse));
+    for (int branch = 1; branch < (d->row->apart ? 3 : 2); branch++) {
+        const struct block_attention fine = fine_of(d, branch);
+        CHECK_OK(ops->block_attention(ops, &fine));
+    }
+    const struct gate_mix mix = gates_of(d);
+    CHECK_OK(ops->gate_mix(ops, &mix));
+}
+
+static void backward(const struct device_case *d) {
+    const struct ops *ops = d->ops;
+    struct gate_mix_backward mix = {.forward = gates_of(d), .d_o = d->d_o, .dlogits = d->gradients[NSA_LOGITS]};
+    for (int n = 0; n < mix.forward.count; n++) mix.d_branches[n] = d->d_branches[d->row->apart ? n : 1 - n];
+    CHECK_OK(ops->gate_mix_backward(ops, &mix));
+    for (int branch = 1; branch < (d->row->apart ? 3 : 2); branch++) {
+        const struct block_attention_backward fine = {.forward = fine_of(d, branch),
+                                                      .d_o = d->d_branches[branch],
+                                                      .dq = d->gradients[NSA_Q],
+                                                      .dk = d->gradients[NSA_K],
+                                                      .dv = d->gradients[NSA_V],
+                                                      .accumulate_q = branch == 2,
+                                                      .accumulate_kv = branch == 2};
+        CHECK_OK(ops->block_attention_backward(ops, &fine));
+    }
+    const struct compressed_attention_backward coarse = {.forward = coarse_of(d, false),
+                                                         .d_o = d->d_branches[0],
+                                                         .dq = d->gradients[NSA_Q],
+                                                         .dk = d->d_compressed[0],
+                                                         .dv = d->d_compressed[1],
+                                                         .accumulate_q = true};
+    CHECK_OK(ops->compressed_attention_backward(ops, &coarse));
+    const struct block_mass mass = mass_of(d, true);
+    CHECK_OK(ops->block_mass(ops, &mass));
+    for (int n = 0; n < 2; n++) {
+        const int first = n ? NSA_W1_V : NSA_W1_K;
+        const struct block_compress_backward c = {.forward = compress_of(d, n),
+                                                  .d_out = d->d_compressed[n],
+                                                  .dx = d->gradients[n ? NSA_V : NSA_K],
+                                                  .dw1 = d->gradients[first],
+                                                  .db1 = d->gradients[first + 1],
+                                                  .dw2 = d->gradients[first + 2],
+                                                  .dplaces = d->gradients[first + 3]};
+        CHECK_OK(ops->block_compress_backward(ops, &c));
+    }
+}
+
+void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool with_backward) {
+    struct device_case d = {.ops = ops, .row = row};
+    open_case(&d, x);
+    forward(&d, !x->feed);
+    if (with_backward) {
+        backward(&d);
+    } else {
+        const struct block_mass mass = mass_of(&d, false);
+        CHECK_OK(ops->block_mass(ops, &mass));
+    }
+    move(d.o, x->outputs[NSA_O], false);
+    move(d.branches[0], x->outputs[NSA_COMPRESSED], false);
+    move(d.losses, x->outputs[NSA_LOSSES], false);
+    CHECK_OK(ops->download(ops, d.chosen, x->chosen));
+    for (int n = 0; with_backward && n < NSA_LEARNING; n++) move(d.gradients[n], x->gradients[n], false);
+    for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
+}
+
+static void compare(const struct nsa_case *row, const char *what, const char *name, const double *expected,
+                    const double *found, int64_t count, double tolerance) {
+    double most = 1;
+    for (int64_t n = 0; n < count; n++) most = fmax(most, fabs(expected[n]));
+    for (int64_t n = 0; n < count; n++)
+        if (!(fabs(expected[n] - found[n]) <= tolerance * most))
+            fail_msg("%s: %s: %s[%lld]: expected %.12g, found %.12g (largest %.3g)", row->name, what, name,
+                     (long long)n, expected[n], found[n], most);
+}
+
+void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_arrays *expected,
+                 const struct nsa_arrays *found, double tolerance) {
+    for (int n = 0; n < NSA_OUTPUTS; n++)
+        compare(row, what, nsa_output_names[n], expected->outputs[n], found->outputs[n], nsa_output_count(row, n),
+                tolerance);
+    for (int n = 0; n < NSA_LEARNING; n++) {
+        char name[32];
+        strcpy(name, "gradient of ");
+        strcat(name, nsa_input_names[n]);
+        compare(row, what, name, expected->gradients[n], found->gradients[n], nsa_count(row, n), tolerance);
+    }
+}

@@ -1,0 +1,69 @@
+/* One problem of kind nsa's operations as their tests see it: inputs in double, and a runner that strings the
+ * operations together on any table, forward and backward, as the kind does. */
+#ifndef SQUINT_TESTS_OPS_NSA_CASE_H
+#define SQUINT_TESTS_OPS_NSA_CASE_H
+
+#include "kernels/ops.h"
+
+/* A row of a test table. Documents begin at 0 and at the tokens of `cuts` (ends with 0), one later in the second
+ * sequence. */
+struct nsa_case {
+    const char *name;
+    int64_t batch, length, heads, groups, width;
+    int32_t compress, stride, block, select, window, select_group;
+    bool apart; /* selected and window each under its own softmax, three gates */
+    int64_t cuts[6];
+    bool repeated; /* every token has the same q, k, v */
+};
+
+/* Inputs, dense, in double. q, teacher's q [B,T,H,D]; k, v, teacher's k [B,T,G,D]; logits [B,T,H·gates]; of k's and v's
+ * compressor: w1 [2D,l·D], b1 [2D], w2 [D,2D], places [l,D]. */
+enum nsa_input {
+    NSA_Q = 0,
+    NSA_K,
+    NSA_V,
+    NSA_LOGITS,
+    NSA_W1_K,
+    NSA_B1_K,
+    NSA_W2_K,
+    NSA_PLACES_K,
+    NSA_W1_V,
+    NSA_B1_V,
+    NSA_W2_V,
+    NSA_PLACES_V,
+    NSA_LEARNING,
+    NSA_TEACHER_Q = NSA_LEARNING,
+    NSA_TEACHER_K,
+    NSA_INPUTS
+};
+/* o, the compressed branch's alone, losses [B,lists,T] of learning to choose. */
+enum nsa_output { NSA_O = 0, NSA_COMPRESSED, NSA_LOSSES, NSA_OUTPUTS };
+extern const char *const nsa_input_names[NSA_INPUTS], *const nsa_output_names[NSA_OUTPUTS];
+
+#define NSA_LOSS_SCALE 0.7 /* of losses beside Σ o·d_o */
+
+struct nsa_arrays {
+    double *inputs[NSA_INPUTS], *gradients[NSA_LEARNING], *outputs[NSA_OUTPUTS], *d_o;
+    int32_t *start;  /* [B,T] */
+    int32_t *chosen; /* [B,T,H/select_group,select]: written by a run, or read by it when `feed` */
+    bool feed;
+};
+
+extern const struct nsa_case nsa_cases[];
+extern const int nsa_case_count;
+
+int64_t nsa_count(const struct nsa_case *row, enum nsa_input input);
+int64_t nsa_output_count(const struct nsa_case *row, enum nsa_output output);
+int64_t nsa_chosen_count(const struct nsa_case *row);
+/* A number in [-1, 1), the oracle script's formula. */
+double nsa_draw(int64_t n, int64_t part);
+/* Inputs by nsa_draw, as the oracle script has them; outputs cleared. Released with nsa_free. */
+void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x);
+void nsa_free(struct nsa_arrays *x);
+/* Outputs (and with `backward` gradients) from inputs by a table's operations. */
+void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool backward);
+/* Fails when arrays differ by more than tolerance × the largest expected element (at least 1). */
+void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_arrays *expected,
+                 const struct nsa_arrays *found, double tolerance);
+
+#endif
