@@ -19,7 +19,7 @@ struct eval_command {
     struct option_list data;
     const char *json;
     int64_t length, stride, batch, sequences, seed;
-    bool ladder, joined, documents, no_baselines, audit;
+    bool ladder, joined, documents, no_baselines, audit, by_position;
 };
 
 /* The models of the table, those that this command made, and what was found. */
@@ -125,6 +125,7 @@ static enum status report(const struct eval_command *o, const struct loaded_mode
                                          .rows = table->rows,
                                          .figures = table->figures,
                                          .count = table->count,
+                                         .by_position = o->by_position,
                                          .rungs = rungs};
     bool to_stdout = o->json && strcmp(o->json, "-") == 0;
     if (!to_stdout) eval_print(stdout, &results);
@@ -231,6 +232,7 @@ static enum status run(int argc, char **argv) {
         {"no-baselines", OPTION_FLAG, &o.no_baselines, 0, 0},
         {"ladder", OPTION_FLAG, &o.ladder, 0, 0},
         {"audit", OPTION_FLAG, &o.audit, 0, 0},
+        {"by-position", OPTION_FLAG, &o.by_position, 0, 0},
         {"json", OPTION_TEXT, &o.json, 0, 0},
     };
     enum status status = options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL);
@@ -260,6 +262,7 @@ const struct command command_eval = {
         "  --batch B            sequences in a forward pass (8)\n"
         "  --no-baselines       the student and its teacher only\n"
         "  --audit              also the student with each branch of its attention switched off\n"
+        "  --by-position        also perplexity and divergence by the tokens' place in their document\n"
         "  --ladder             also the exactness ladder; exit code 1 when a rung fails\n"
         "  --seed S             of the untrained student's parameters (1)\n"
         "  --json FILE          figures as JSON; - is standard output\n"

@@ -38,6 +38,34 @@ static void print_row(FILE *stream, const char *name, const struct evaluate_figu
     fprintf(stream, " %10.3f\n", f->flops / 1e6);
 }
 
+/* A line a bucket of positions, two columns a model: perplexity, and KL where there is a teacher. */
+static void print_positions(FILE *stream, const struct eval_results *r) {
+    fprintf(stream, "\n%-14s %10s", "position", "tokens");
+    for (size_t m = 0; m < r->count; m++) fprintf(stream, "  %20.20s", r->rows[m].name);
+    fprintf(stream, "\n%-14s %10s", "", "");
+    for (size_t m = 0; m < r->count; m++)
+        fprintf(stream, "  %10s %9s", "perplexity", r->figures[m].has_teacher ? "KL" : "");
+    fprintf(stream, "\n");
+    for (int i = 0; i < EVALUATE_POSITIONS; i++) {
+        char range[32];
+        int64_t first, end;
+        if (r->figures[0].positions[i].tokens == 0) continue;
+        evaluate_position_range(i, &first, &end);
+        snprintf(range, sizeof range, "%lld-%lld", (long long)first, (long long)end - 1);
+        fprintf(stream, "%-14s %10.0f", range, r->figures[0].positions[i].tokens);
+        for (size_t m = 0; m < r->count; m++) {
+            const struct evaluate_position *p = &r->figures[m].positions[i];
+            fprintf(stream, "  %10.4f", exp(p->ce));
+            if (r->figures[m].has_teacher) {
+                fprintf(stream, " %9.6f", p->kl);
+            } else {
+                fprintf(stream, " %9s", "");
+            }
+        }
+        fprintf(stream, "\n");
+    }
+}
+
 void eval_print(FILE *stream, const struct eval_results *r) {
     const struct windows_options *options = &r->windows->options;
     char tokens[32];
@@ -61,6 +89,7 @@ void eval_print(FILE *stream, const struct eval_results *r) {
     fprintf(stream, "%-14s %10s %8s %9s %7s %10s %9s %10s %8s %8s %8s %10s\n", "", "perplexity", "CE", "", "bits", "KL",
             "", "reverse KL", "top-1", "entropy", "density", "MFLOP/tok");
     for (size_t i = 0; i < r->count; i++) print_row(stream, r->rows[i].name, &r->figures[i]);
+    if (r->by_position) print_positions(stream, r);
     if (!r->rungs) return;
     fprintf(stream, "\n");
     for (int i = 0; i < LADDER_RUNGS; i++) {
@@ -74,6 +103,24 @@ void eval_print(FILE *stream, const struct eval_results *r) {
 /* JSON has no NaN and no infinity. */
 static json_t *number(double value) {
     return isfinite(value) ? json_real(value) : json_null();
+}
+
+static json_t *positions_json(const struct evaluate_figures *f) {
+    json_t *list = json_array();
+    for (int i = 0; i < EVALUATE_POSITIONS; i++) {
+        const struct evaluate_position *p = &f->positions[i];
+        int64_t first, end;
+        if (p->tokens == 0) continue;
+        evaluate_position_range(i, &first, &end);
+        json_t *bucket = json_object();
+        json_object_set_new(bucket, "first", json_integer(first));
+        json_object_set_new(bucket, "end", json_integer(end));
+        json_object_set_new(bucket, "tokens", json_integer((json_int_t)p->tokens));
+        json_object_set_new(bucket, "perplexity", number(exp(p->ce)));
+        if (f->has_teacher) json_object_set_new(bucket, "kl", number(p->kl));
+        json_array_append_new(list, bucket);
+    }
+    return list;
 }
 
 static json_t *row_json(const char *name, const struct evaluate_figures *f) {
@@ -100,6 +147,7 @@ static json_t *row_json(const char *name, const struct evaluate_figures *f) {
     json_object_set_new(row, "attention_flops_per_token", number(f->cost.flops));
     json_object_set_new(row, "decode_bytes_per_layer", number(f->cost.decode_bytes));
     json_object_set_new(row, "flops_per_token", number(f->flops));
+    json_object_set_new(row, "by_position", positions_json(f));
     return row;
 }
 

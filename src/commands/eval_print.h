@@ -14,6 +14,7 @@ struct eval_results {
     const struct evaluate_row *rows;
     const struct evaluate_figures *figures;
     size_t count;
+    bool by_position;                /* for people; JSON always has it */
     const struct ladder_rung *rungs; /* [LADDER_RUNGS]; NULL: not climbed */
 };
 

@@ -19,7 +19,8 @@ enum sum_index {
     SUM_TOKEN0,
     SUM_HEALTH,
     SUM_BAD,
-    SUMS
+    SUM_POSITIONS, /* tokens, CE, KL of every bucket of positions */
+    SUMS = SUM_POSITIONS + 3 * EVALUATE_POSITIONS
 };
 enum { HEALTH_ROWS = 16 };
 
@@ -101,6 +102,17 @@ static void close_evaluation(struct evaluation *e) {
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]);
 }
 
+void evaluate_position_range(int index, int64_t *first, int64_t *end) {
+    *first = index == 0 ? 0 : (int64_t)EVALUATE_POSITION_FIRST << (index - 1);
+    *end = (int64_t)EVALUATE_POSITION_FIRST << index;
+}
+
+static int position_bucket(int64_t position) {
+    int index = 0;
+    while (index + 1 < EVALUATE_POSITIONS && position >= (int64_t)EVALUATE_POSITION_FIRST << index) index++;
+    return index;
+}
+
 /* Adds the rows of sequence b of the batch to its sums. */
 static void add_rows(const struct evaluation *e, int64_t b, bool has_teacher, double *sums) {
     for (int64_t row = b * e->length; row < (b + 1) * e->length; row++) {
@@ -109,8 +121,12 @@ static void add_rows(const struct evaluation *e, int64_t b, bool has_teacher, do
         sums[SUM_TOKENS] += 1;
         sums[SUM_CE] += e->ce[row];
         sums[SUM_ENTROPY] += e->entropy[row];
+        double *place = sums + SUM_POSITIONS + 3 * position_bucket(row - b * e->length - e->start[row]);
+        place[0] += 1;
+        place[1] += e->ce[row];
         if (!isfinite(all)) sums[SUM_BAD] += 1;
         if (!has_teacher) continue;
+        place[2] += e->kl[row];
         sums[SUM_KL] += e->kl[row];
         sums[SUM_REVERSE] += e->reverse_kl[row];
         sums[SUM_AGREE] += e->agree[row];
@@ -226,6 +242,11 @@ static enum status finish(const struct evaluation *e, size_t m, struct evaluate_
     f->health_rows = totals[SUM_HEALTH];
     f->token0 = totals[SUM_HEALTH] > 0 ? totals[SUM_TOKEN0] / totals[SUM_HEALTH] : 0;
     f->nonfinite = totals[SUM_BAD];
+    for (int i = 0; i < EVALUATE_POSITIONS; i++) {
+        const double *place = totals + SUM_POSITIONS + 3 * i;
+        f->positions[i] =
+            (struct evaluate_position){place[0], place[1] / place[0], f->has_teacher ? place[2] / place[0] : NAN};
+    }
     return model_cost(e->rows[m].model, e->length, &f->cost, &f->flops);
 }
 

@@ -17,6 +17,14 @@ struct evaluate_options {
     const char *label; /* of the progress line; NULL: no progress */
 };
 
+/* Tokens by their place in their document, as far as the model sees it: the first 64, the next 64, then twice as many each time. */
+enum { EVALUATE_POSITIONS = 16, EVALUATE_POSITION_FIRST = 64 };
+struct evaluate_position {
+    double tokens, ce, kl; /* NaN means where no token counts; kl: where a teacher is */
+};
+/* *first, *end: positions of bucket `index`. */
+void evaluate_position_range(int index, int64_t *first, int64_t *end);
+
 /* Means are over the tokens that count; nats. Negative density: not defined for the model's kinds. */
 struct evaluate_figures {
     double tokens, sequences;
@@ -32,6 +40,7 @@ struct evaluate_figures {
     double nonfinite;                  /* tokens whose loss, and sampled logits that, are not finite */
     struct attention_cost cost;        /* at T */
     double flops;                      /* of one forward pass, a token, at T */
+    struct evaluate_position positions[EVALUATE_POSITIONS];
 };
 
 /* figures: [count]. teacher may be NULL. Every rank calls it and gets the same figures. STATUS_USAGE when the shards'

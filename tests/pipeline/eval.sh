@@ -12,7 +12,7 @@ bad=0
 fail() { echo "FAILED: $*"; bad=1; }
 must() { "$@" >out 2>log || { fail "$* (exit $?)"; cat log; exit 1; }; }
 # figure NAME KEY FILE: a row's figure in eval's JSON.
-figure() { awk -v name="\"name\": \"$1\"," -v key="\"$2\":" '/"name":/ { here = index($0, name) } here && $1 == key { sub(/,$/, "", $2); print $2 }' "$3"; }
+figure() { awk -v name="\"name\": \"$1\"," -v key="\"$2\":" '/"name":/ { here = index($0, name) } here && $1 == key { sub(/,$/, "", $2); print $2; here = 0 }' "$3"; }
 between() { awk -v x="$2" -v low="$3" -v high="$4" 'BEGIN { exit !(x >= low && x <= high) }' || fail "$1: expected $3 to $4, found $2"; }
 
 # --- the same corpus at any number of ranks ---
@@ -45,6 +45,16 @@ awk '/"name": "cost"/ { exit } /"result"/' ladder.json | grep -q fail && fail "a
 [ "$(awk '/"ladder"/ { l = 1 } l' ladder.json | grep -c '"result": "pass"')" -ge 4 ] || fail "fewer than 4 rungs pass"
 evaluate 2 two.json --model run
 cmp one.json two.json || fail "eval: 1 and 2 ranks differ"
+python3 - one.json <<'PYTHON' || fail "by position: the buckets' tokens and losses do not add up to the whole"
+import json, math, sys
+for row in json.load(open(sys.argv[1]))["rows"]:
+    buckets = row["by_position"]
+    assert [b["first"] for b in buckets] == [0, 64, 128, 256][:len(buckets)] and len(buckets) >= 3
+    assert sum(b["tokens"] for b in buckets) == row["tokens"]
+    mean = sum(b["tokens"] * math.log(b["perplexity"]) for b in buckets) / row["tokens"]
+    assert abs(mean - row["ce"]) < 1e-9 * row["ce"]
+    if "kl" in row: assert abs(sum(b["tokens"] * b["kl"] for b in buckets) / row["tokens"] - row["kl"]) < 1e-9
+PYTHON
 [ "$(figure student kl one.json)" != "$(figure untrained kl one.json)" ] || fail "training changed nothing"
 # Known of this model, untrained, over other samples: a window of 32 gives KL .102, none at all 3.62.
 between "teacher's perplexity" "$(figure teacher perplexity one.json)" 3 5
