@@ -74,6 +74,7 @@ const char *bf16_describe(void);
     enum status attention_decode_##v(const struct ops *ops, const struct attention_decode *a);                         \
     enum status linear_attention_##v(const struct ops *ops, const struct linear_attention *a);                         \
     enum status linear_attention_backward_##v(const struct ops *ops, const struct linear_attention_backward *a);       \
+    enum status linear_attention_weights_##v(const struct ops *ops, const struct linear_attention_weights *a);         \
     enum status linear_attention_decode_##v(const struct ops *ops, const struct linear_attention_decode *a);           \
     enum status loss_rows_##v(const struct ops *ops, const struct loss_rows *a);                                       \
     enum status log_softmax_##v(const struct ops *ops, struct tensor x, struct tensor y);                              \

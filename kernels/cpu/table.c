@@ -14,6 +14,7 @@
     .rope = rope_##v, .attention = attention_##v, .attention_backward = attention_backward_##v,                        \
     .attention_decode = attention_decode_##v, .linear_attention = linear_attention_##v,                                \
     .linear_attention_backward = linear_attention_backward_##v,                                                        \
+    .linear_attention_weights = linear_attention_weights_##v,                                                          \
     .linear_attention_decode = linear_attention_decode_##v, .loss_rows = loss_rows_##v, .log_softmax = log_softmax_##v,\
     .sum = sum_##v, .sum_squares = sum_squares_##v, .sum_squared_difference = sum_squared_difference_##v,              \
     .adamw = adamw_##v
