@@ -167,8 +167,8 @@ struct linear_attention_backward {
  * and k themselves. loss [1] F64, +=.
  * Gradients, of the sum that joins `loss` times gradient_scale, each optional, +=, shapes and strides as in linear_attention_backward.
  * A far pair whose φ_q(i)·φ_k(j) is below the smallest normal number has that number's logarithm, and no gradient but beta's.
- * Logarithms are kept within ±1e30, and a gradient by φ_q(i)·φ_k(j) within what sums of it can hold: nothing is NaN as long as
- * features and scores are finite.
+ * Logarithms are kept within ±1e30, and a gradient by φ_q(i)·φ_k(j) within what sums of it can hold: scores beyond the dtype, too, give
+ * no NaN. The features themselves must be finite.
  * All pairs are visited, in blocks of rows: time O(T²·(D + M)), memory beside the tensors O(T·(D + M)) for each thread. */
 struct linear_attention_weights {
     struct linear_attention forward;

@@ -4,8 +4,7 @@
  * exponents a that features lose are constants there: what they take from φ_q·φ_k they give back to l. */
 #include "kernels/cpu/linear_attention_internal.h"
 
-/* Products of features below SMALLEST have no logarithm worth the name. Gradients by such a product stay below
- * 1 / TINY, so that sums of them over the rows stay finite. */
+/* Products of features below SMALLEST have no logarithm worth the name. */
 #ifdef SQUINT_REAL_F64
 #define SMALLEST ((real)DBL_MIN)
 #else
@@ -16,6 +15,13 @@
 static real bounded(real x, real most) {
     const real above = x > -most ? x : -most; /* NaN too: inf · 0 */
     return above < most ? above : most;
+}
+
+/* What a gradient by a product of features may be at most: T·H/G of them, times features of at most 2, are finite. Only
+ * relu's features have no such bound; the products that they make are large enough unless the gates are next to 0. */
+static real gradient_most(const struct linear_call *call) {
+    if (call->a->features.kind == FEATURE_RELU) return 1 / TINY;
+    return REAL_LARGEST / (real)(16 * call->length * call->share);
 }
 
 /* SUB_ROWS query rows of one head. Columns of its matrices are keys counted from `first`: far ones in 0 … far−1, near
@@ -148,10 +154,11 @@ static void row_gradient(const struct linear_unit *u, const struct block *b, int
     const struct linear_call *call = u->call;
     const double scale = call->weights->gradient_scale * call->weights->weight / (double)call->heads;
     const real far_scale = (real)scale, near_scale = (real)(scale * call->a->scale);
+    const real most = gradient_most(call);
     real *far = u->worker->dots + r * call->near_pad, *near = u->worker->near_scores + r * call->near_pad, sum = 0;
     for (int64_t j = range.lo; j < range.near; j++) {
         sum += near[j];
-        far[j] = far[j] >= SMALLEST ? far_scale * bounded(near[j] / far[j], 1 / TINY) : 0;
+        far[j] = far[j] >= SMALLEST ? far_scale * bounded(near[j] / far[j], most) : 0;
     }
     if (u->sums->betas) u->sums->betas[b->member] += far_scale * sum;
     for (int64_t j = 0; j < range.lo; j++) far[j] = 0;

@@ -261,6 +261,65 @@ static void test_huge_scores(void **state) {
     for (int t = 0; t < 2; t++) tables[t]->close(tables[t]);
 }
 
+/* Features that do not meet: the pair has the logarithm of the smallest normal number and no gradient but beta's. Token
+ * 1 sees token 0, whose features are where its own are 0, and itself, where φ·φ = 2; the teacher gives each a half. */
+static void test_floor(void **state) {
+    (void)state;
+    static const struct linear_case row = {"features that never meet", 1, 2, 1, 1,           1,
+                                           FEATURE_HEDGEHOG,           2, 0, 0, .cuts = {0}, .beta = true};
+    static const double smallest[] = {1.17549435082228751e-38, 2.2250738585072014e-308};
+    for (int t = 0; t < 2; t++) {
+        const struct ops *ops = open_table(t ? "guard:cpu-f64" : "guard:cpu", 1, NULL);
+        const double log_smallest = log(smallest[t]), expected = -(log(2) + log_smallest) / 2;
+        struct linear_weights_run run = {.weight = 1, .gradient_scale = 1, .gradients = true};
+        struct linear_arrays x;
+        linear_fill(&row, &x);
+        for (int n = 0; n < 2; n++) {
+            x.in[LINEAR_Q][n] = 400;
+            x.in[LINEAR_K][n] = n ? 400 : -400;
+            x.in[LINEAR_V][n] = x.in[LINEAR_D_O][n] = 0;
+            x.in[LINEAR_Q_MAP][n] = x.in[LINEAR_K_MAP][n] = n ? -1 : 1;
+        }
+        x.in[LINEAR_BETA][0] = 0;
+        linear_run_weights(ops, &row, &x, &run);
+        if (!(fabs(run.loss - expected) <= 1e-5 * expected))
+            fail_msg("%s, %s: expected a loss of %.9g, found %.9g", row.name, ops->name, expected, run.loss);
+        for (int i = 0; i < LINEAR_INPUTS; i++)
+            for (int64_t e = 0; e < x.counts[i]; e++)
+                if (!(fabs(x.gradient[i][e]) <= 1e-5))
+                    fail_msg("%s: gradient of %s: expected 0, found %g", row.name, linear_names[i], x.gradient[i][e]);
+        linear_free(&x);
+        ops->close(ops);
+    }
+}
+
+/* Products just above the smallest number: one key's gradient is a sum of rows that each nearly fills the dtype. */
+static void test_many_small_products(void **state) {
+    (void)state;
+    static const struct linear_case row = {"all rows miss one key", 1, 400, 1, 1,          1,
+                                           FEATURE_HEDGEHOG,        2, 0,   0, .cuts = {0}};
+    const struct ops *ops = open_table("cpu", 1, NULL);
+    struct linear_weights_run run = {.weight = 1, .gradient_scale = 1, .gradients = true};
+    struct linear_arrays x;
+    linear_fill(&row, &x);
+    for (int n = 0; n < 2; n++) x.in[LINEAR_Q_MAP][n] = x.in[LINEAR_K_MAP][n] = n ? -1 : 1;
+    for (int64_t t = 0; t < row.length; t++) {
+        x.in[LINEAR_Q][t] = 43; /* φ = [1, e^-86, e^-86, 1] */
+        x.in[LINEAR_K][t] = t ? 43 : -43;
+        x.in[LINEAR_D_O][t] = 10;
+        x.in[LINEAR_V][t] = t ? 0 : 10; /* the teacher wants nothing else */
+    }
+    linear_run_weights(ops, &row, &x, &run);
+    assert_true(run.loss > 80 * 399 && run.loss < 100 * 399);
+    for (int i = 0; i < LINEAR_INPUTS; i++)
+        for (int64_t e = 0; e < x.counts[i]; e++)
+            if (!isfinite(x.gradient[i][e]))
+                fail_msg("%s: gradient of %s[%lld] is %g", row.name, linear_names[i], (long long)e, x.gradient[i][e]);
+    if (!(x.gradient[LINEAR_K][0] < -0.1)) fail_msg("dk[0]: expected to be drawn closer, %g", x.gradient[LINEAR_K][0]);
+    linear_free(&x);
+    ops->close(ops);
+}
+
 /* What the checks refuse, by name. */
 static void test_refused(void **state) {
     (void)state;
@@ -298,9 +357,16 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens_double), cmocka_unit_test(test_goldens_float), cmocka_unit_test(test_differences),
-        cmocka_unit_test(test_equality),       cmocka_unit_test(test_threads),       cmocka_unit_test(test_added),
-        cmocka_unit_test(test_huge_scores),    cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_goldens_double),
+        cmocka_unit_test(test_goldens_float),
+        cmocka_unit_test(test_differences),
+        cmocka_unit_test(test_equality),
+        cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_added),
+        cmocka_unit_test(test_huge_scores),
+        cmocka_unit_test(test_floor),
+        cmocka_unit_test(test_many_small_products),
+        cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
