@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "commands/bench_kinds.h"
 #include "commands/bench_step.h"
 #include "commands/commands.h"
 #include "data-prep/tokenizer.h"
@@ -84,7 +85,7 @@ static enum status run_step(int argc, char **argv) {
 
 /* --- attention ---------------------------------------------------------------------------------------------------- */
 
-enum { LENGTHS_MAX = 16, ATTENTION_SETS = 2 };
+enum { LENGTHS_MAX = 16 };
 
 static enum status read_lengths(const struct option_list *words, int64_t *lengths, int *count) {
     static const int64_t usual[] = {1024, 2048, 4096, 8192};
@@ -104,22 +105,37 @@ static enum status read_lengths(const struct option_list *words, int64_t *length
     return STATUS_OK;
 }
 
-static void print_attention(const struct bench_attention_row *rows, int lengths, bool json) {
+static double seconds_of(const struct bench_attention_row *row) {
+    return row->forward_s + row->backward_s;
+}
+static double bytes_of(const struct bench_attention_row *row) {
+    return (double)(row->tensor_bytes + row->scratch_bytes);
+}
+
+/* rows: [lengths][kinds]. Beside each row what the first kind takes over it, and how it grew from the length before. */
+static void print_attention(const struct bench_attention_row *rows, int lengths, int kinds, bool json) {
     static const double mebi = 1024.0 * 1024.0;
     if (json) printf("{\"bench\": \"attention\", \"rows\": [");
-    if (!json) printf("%-24s %8s %12s %12s %9s %12s\n", "", "T", "forward", "backward", "", "scratch");
-    for (int i = 0; i < lengths * ATTENTION_SETS; i++) {
-        const struct bench_attention_row *row = &rows[i], *full = &rows[i - i % ATTENTION_SETS];
-        double seconds = row->forward_s + row->backward_s, ratio = (full->forward_s + full->backward_s) / seconds;
+    if (!json)
+        printf("%-44s %8s %12s %12s %9s %12s %14s\n", "", "T", "forward", "backward", "first/it", "memory", "time, memory");
+    for (int i = 0; i < lengths * kinds; i++) {
+        const struct bench_attention_row *row = &rows[i], *first = &rows[i - i % kinds];
+        const struct bench_attention_row *before = i >= kinds ? &rows[i - kinds] : NULL;
+        const double ratio = seconds_of(first) / seconds_of(row);
+        const double time = before ? seconds_of(row) / seconds_of(before) : 0;
+        const double memory = before ? bytes_of(row) / bytes_of(before) : 0;
         if (json) {
-            printf("%s{\"set\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
-                   "\"full_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu}",
-                   i ? ", " : "", row->set, (long long)row->length, row->forward_s, row->backward_s, ratio,
+            printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
+                   "\"first_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu",
+                   i ? ", " : "", row->name, (long long)row->length, row->forward_s, row->backward_s, ratio,
                    row->tensor_bytes, row->scratch_bytes);
-        } else {
-            printf("%-24s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB\n", row->set, (long long)row->length,
-                   1e3 * row->forward_s, 1e3 * row->backward_s, ratio, (double)row->scratch_bytes / mebi);
+            if (before) printf(", \"time_growth\": %.3f, \"memory_growth\": %.3f", time, memory);
+            printf("}");
+            continue;
         }
+        printf("%-44.44s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB", row->name, (long long)row->length, 1e3 * row->forward_s,
+               1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
+        printf(before ? "  %5.2fx %5.2fx\n" : "\n", time, memory);
     }
     if (json) printf("]}\n");
 }
@@ -129,11 +145,13 @@ static enum status run_attention(int argc, char **argv) {
     int64_t lengths[LENGTHS_MAX];
     int count = 0;
     bool json = false;
-    const char *device = "cpu";
-    char name[64];
+    const char *device = "cpu", *named = NULL;
+    char usual[96];
     struct option_list words = {0};
+    struct bench_kinds kinds = {0};
     struct bench_attention_row *rows = NULL;
     const struct option table[] = {
+        {"kinds", OPTION_TEXT, &named, 0, 0},
         {"lengths", OPTION_LIST, &words, 0, 0},
         {"window", OPTION_INTEGER, &window, 1, 1 << 24},
         {"sinks", OPTION_INTEGER, &sinks, 1, 1 << 24},
@@ -154,19 +172,13 @@ static enum status run_attention(int argc, char **argv) {
                            (long long)groups, (long long)heads);
         goto done;
     }
-    snprintf(name, sizeof name, "window %lld, sinks %lld", (long long)window, (long long)sinks);
-    const struct bench_attention_set sets[ATTENTION_SETS] = {
-        {.name = "full", .candidates = {{.kind = CANDIDATE_FULL}}, .coefficients = {1}, .count = 1},
-        {.name = name,
-         .candidates = {{.kind = CANDIDATE_WINDOW, .a = (int32_t)window},
-                        {.kind = CANDIDATE_SINKS, .a = (int32_t)sinks}},
-         .coefficients = {0.9, 0.1},
-         .count = 2},
-    };
+    snprintf(usual, sizeof usual, "full,masks:candidates=window(%lld)+sinks(%lld):start=0.9+0.1", (long long)window,
+             (long long)sinks);
+    TRY_GOTO(done, bench_kinds_read(named ? named : usual, &kinds));
     const struct bench_attention_options options = {.table = device,
                                                     .threads = (int)threads,
-                                                    .sets = sets,
-                                                    .set_count = ATTENTION_SETS,
+                                                    .rules = kinds.rules,
+                                                    .rule_count = kinds.count,
                                                     .lengths = lengths,
                                                     .length_count = count,
                                                     .batch = batch,
@@ -174,11 +186,12 @@ static enum status run_attention(int argc, char **argv) {
                                                     .groups = groups,
                                                     .width = width,
                                                     .repeats = (int)repeats};
-    TRY_GOTO(done, memory_new((size_t)(count * ATTENTION_SETS), sizeof *rows, "times", &rows));
+    TRY_GOTO(done, memory_new((size_t)(count * kinds.count), sizeof *rows, "times", &rows));
     TRY_GOTO(done, bench_attention(&options, rows));
-    print_attention(rows, count, json);
+    print_attention(rows, count, kinds.count, json);
 done:
     free(rows);
+    bench_kinds_free(&kinds);
     options_free(&words);
     return status;
 }
@@ -264,9 +277,12 @@ const struct command command_bench = {
             "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
             "\n"
-            "attention: forward and backward of full attention and of a window with sinks, in turns; medians.\n"
-            "  --lengths 1024 2048 4096 8192 --window 256 --sinks 4 --batch 1 --heads 12 --groups 12 --width 64 "
-            "--repeats 3\n"
+            "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind takes\n"
+            "over each, and how time and memory grew from the length before.\n"
+            "  --kinds full,masks:candidates=window(256)+sinks(4),performer:features=272,kerformer:window=0\n"
+            "                       kinds and their options; default: full, and a window with sinks:\n"
+            "  --window 256 --sinks 4\n"
+            "  --lengths 1024 2048 4096 8192 --batch 1 --heads 12 --groups 12 --width 64 --repeats 3\n"
             "step: a step of distillation, teacher and student of GPT-2's shape with random weights; medians.\n"
             "  --layers 12 --heads 12 --width 768 --vocabulary 50257      the shape (GPT-2 124M)\n"
             "  --batch 2 --length 512 --steps 5                           B, T, how many steps are timed\n"

@@ -2,15 +2,17 @@
 
 #include "base/memory.h"
 
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
-/* One set at one length: its table, its tensors, its times. */
+/* One kind at one length: its table, its layer, its tensors, its times. */
 struct run {
     const struct ops *ops;
-    struct attention_backward arguments;
+    struct model_config model;
+    struct params params;
+    struct attention_layer layer;
+    struct attention_pass pass;
     void *block;
     size_t bytes;
     double *forward_s, *backward_s, *processor_s; /* [repeats] */
@@ -32,95 +34,101 @@ static double median(double *values, int count) {
     return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
-static struct tensor take(struct run *run, enum dtype dtype, int64_t n0, int64_t n1, int64_t n2, int64_t n3) {
-    char *data = run->block ? (char *)run->block + run->bytes : NULL;
-    struct tensor t = tensor_4d(data, dtype, n0, n1, n2, n3);
-    run->bytes += (tensor_bytes(t) + 255) / 256 * 256;
-    return t;
+/* Runs twice: over an arena that only counts, then over one that places. */
+static enum status place(struct run *run, const struct bench_attention_options *o, int64_t length, struct arena *arena) {
+    const enum dtype real = run->ops->real;
+    const int64_t rows = o->batch * length;
+    struct attention_pass *p = &run->pass;
+    free(p->saved);
+    *p = (struct attention_pass){.ops = run->ops, .batch = o->batch, .length = length, .context = {.progress = 1}};
+    p->q = arena_4d(arena, real, o->batch, length, o->heads, o->width);
+    p->k = arena_4d(arena, real, o->batch, length, o->groups, o->width);
+    p->v = arena_4d(arena, real, o->batch, length, o->groups, o->width);
+    p->o = arena_4d(arena, real, o->batch, length, o->heads, o->width);
+    p->d_o = arena_4d(arena, real, o->batch, length, o->heads, o->width);
+    p->dq = arena_4d(arena, real, o->batch, length, o->heads, o->width);
+    p->dk = arena_4d(arena, real, o->batch, length, o->groups, o->width);
+    p->dv = arena_4d(arena, real, o->batch, length, o->groups, o->width);
+    p->start = arena_2d(arena, DTYPE_I32, o->batch, length);
+    p->positions = arena_2d(arena, DTYPE_I32, o->batch, length);
+    p->loss = arena_1d(arena, DTYPE_F64, 1);
+    if (run->layer.kind->reads_x) p->x = arena_2d(arena, real, rows, run->model.width);
+    if (run->layer.kind->reads_x) p->dx = arena_2d(arena, real, rows, run->model.width);
+    return run->layer.kind->plan(&run->layer, arena, o->batch, length, true, &p->saved);
 }
 
-/* Runs twice: without a block it only counts. */
-static void place(struct run *run, const struct bench_attention_options *o, const struct bench_attention_set *set,
-                  int64_t length) {
-    const enum dtype real = run->ops->real, statistic = run->ops->statistic;
-    struct attention_backward *g = &run->arguments;
-    struct attention *a = &g->forward;
-    run->bytes = 0;
-    *g = (struct attention_backward){.forward = {.causal = true, .count = set->count}};
-    a->scale = 1 / sqrt((double)o->width);
-    memcpy(a->candidates, set->candidates, sizeof a->candidates);
-    a->q = take(run, real, o->batch, length, o->heads, o->width);
-    a->k = take(run, real, o->batch, length, o->groups, o->width);
-    a->v = take(run, real, o->batch, length, o->groups, o->width);
-    a->o = take(run, real, o->batch, length, o->heads, o->width);
-    g->d_o = take(run, real, o->batch, length, o->heads, o->width);
-    g->dq = take(run, real, o->batch, length, o->heads, o->width);
-    g->dk = take(run, real, o->batch, length, o->groups, o->width);
-    g->dv = take(run, real, o->batch, length, o->groups, o->width);
-    a->log_sums = take(run, statistic, o->batch, o->heads, set->count, length);
-    a->start = tensor_2d(take(run, DTYPE_I32, 1, 1, o->batch, length).data, DTYPE_I32, o->batch, length);
-    a->coefficients = tensor_2d(take(run, statistic, 1, 1, o->heads, set->count).data, statistic, o->heads, set->count);
-    g->dcoefficients =
-        tensor_2d(take(run, statistic, 1, 1, o->heads, set->count).data, statistic, o->heads, set->count);
-}
-
-static enum status fill(struct run *run, const struct bench_attention_options *o,
-                        const struct bench_attention_set *set) {
+static enum status fill(struct run *run) {
     const struct ops *ops = run->ops;
-    struct attention_backward *g = &run->arguments;
-    const struct tensor inputs[] = {g->forward.q, g->forward.k, g->forward.v, g->d_o};
+    const struct attention_pass *p = &run->pass;
+    const struct tensor inputs[] = {p->q, p->k, p->v, p->d_o, p->x};
+    int32_t *numbers = NULL;
     enum status status = STATUS_OK;
-    void *coefficients = NULL;
-    int32_t *start = NULL;
-    for (int n = 0; n < 4; n++) TRY(ops->fill_normal(ops, inputs[n], 1, 1, (uint64_t)n));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(g->forward.start), sizeof *start, "document starts", &start));
-    TRY_GOTO(done, ops->upload(ops, g->forward.start, start));
-    TRY_GOTO(done, memory_new((size_t)(o->heads * set->count), sizeof(double), "coefficients", &coefficients));
-    for (int64_t n = 0; n < o->heads * set->count; n++) {
-        const double c = set->coefficients[n % set->count];
-        if (ops->statistic == DTYPE_F64)
-            ((double *)coefficients)[n] = c;
-        else
-            ((float *)coefficients)[n] = (float)c;
-    }
-    TRY_GOTO(done, ops->upload(ops, g->forward.coefficients, coefficients));
-    TRY_GOTO(done, ops->fill(ops, g->dcoefficients, 0));
+    for (int n = 0; n < 5; n++)
+        if (tensor_present(inputs[n])) TRY(ops->fill_normal(ops, inputs[n], 1, 1, (uint64_t)n));
+    TRY(ops->fill(ops, p->loss, 0));
+    TRY_GOTO(done, memory_new((size_t)tensor_count(p->start), sizeof *numbers, "documents", &numbers));
+    TRY_GOTO(done, ops->upload(ops, p->start, numbers));
+    for (int64_t n = 0; n < tensor_count(p->start); n++) numbers[n] = (int32_t)(n % p->length);
+    TRY_GOTO(done, ops->upload(ops, p->positions, numbers));
 done:
-    free(coefficients);
-    free(start);
+    free(numbers);
     return status;
 }
 
+/* Everything that the kind adds trains, as in a stage with train: [new]. */
+static enum status make_layer(struct run *run, const struct config_attention *rule) {
+    char *added[] = {"new"};
+    int64_t elements;
+    run->params = (struct params){.ops = run->ops};
+    TRY(attention_configure("bench attention: --kinds", rule, 1, &run->model, &run->layer));
+    run->layer.params = &run->params;
+    if (run->layer.kind->add_params) TRY(run->layer.kind->add_params(&run->layer, &run->params));
+    TRY(params_place(&run->params, true));
+    TRY(params_initialise(&run->params, 1, true));
+    if (run->layer.kind->bind) TRY(run->layer.kind->bind(&run->layer));
+    return params_train(&run->params, added, 1, &elements);
+}
+
 static void close_run(struct run *run) {
-    if (run->ops) {
-        run->ops->release(run->ops, run->block);
-        run->ops->close(run->ops);
-    }
+    if (!run->ops) return;
+    free(run->pass.saved);
+    attention_free_layers(&run->layer, 1);
+    params_free(&run->params);
+    run->ops->release(run->ops, run->block);
+    run->ops->close(run->ops);
     free(run->forward_s);
     free(run->backward_s);
     free(run->processor_s);
 }
 
-static enum status open_run(struct run *run, const struct bench_attention_options *o,
-                            const struct bench_attention_set *set, int64_t length) {
+static enum status open_run(struct run *run, const struct bench_attention_options *o, const struct config_attention *rule,
+                            int64_t length) {
+    struct arena arena = arena_sizing();
     TRY(ops_open(o->table, &(struct ops_options){.threads = o->threads}, &run->ops));
-    place(run, o, set, length);
+    run->model = (struct model_config){.type = MODEL_LLAMA, .layers = 1, .heads = o->heads, .kv_heads = o->groups,
+                                       .head_width = o->width, .width = o->heads * o->width, .mlp_width = 1,
+                                       .vocabulary = 1, .positions = length, .causal = true};
+    TRY(make_layer(run, rule));
+    TRY(place(run, o, length, &arena));
+    run->bytes = arena.peak;
     TRY(run->ops->allocate(run->ops, run->bytes, &run->block));
-    place(run, o, set, length);
+    arena = arena_placing(run->block, run->bytes);
+    TRY(place(run, o, length, &arena));
     TRY(memory_new((size_t)o->repeats, sizeof(double), "times", &run->forward_s));
     TRY(memory_new((size_t)o->repeats, sizeof(double), "times", &run->backward_s));
     TRY(memory_new((size_t)o->repeats, sizeof(double), "times", &run->processor_s));
-    return fill(run, o, set);
+    return fill(run);
 }
 
 /* repeat < 0: not timed. */
 static enum status run_once(struct run *run, int repeat) {
     const struct ops *ops = run->ops;
+    const struct kind *kind = run->layer.kind;
     const double processor = seconds(CLOCK_PROCESS_CPUTIME_ID), begin = seconds(CLOCK_MONOTONIC);
-    TRY(ops->attention(ops, &run->arguments.forward));
+    TRY(kind->forward(&run->layer, &run->pass));
     TRY(ops->synchronise(ops));
     const double middle = seconds(CLOCK_MONOTONIC);
-    TRY(ops->attention_backward(ops, &run->arguments));
+    TRY(kind->backward(&run->layer, &run->pass));
     TRY(ops->synchronise(ops));
     if (repeat < 0) return STATUS_OK;
     run->forward_s[repeat] = middle - begin;
@@ -129,14 +137,24 @@ static enum status run_once(struct run *run, int repeat) {
     return STATUS_OK;
 }
 
+/* "masks: candidates window(256) sinks(4), start 0.9 0.1" */
+static void describe(const struct config_attention *rule, char name[BENCH_NAME]) {
+    size_t used = (size_t)snprintf(name, BENCH_NAME, "%s", rule->kind);
+    for (size_t i = 0; i < rule->option_count && used < BENCH_NAME; i++) {
+        const struct config_option *option = &rule->options[i];
+        used += (size_t)snprintf(name + used, BENCH_NAME - used, "%s%s", i ? ", " : ": ", option->key);
+        for (size_t w = 0; w < option->count && used < BENCH_NAME; w++)
+            used += (size_t)snprintf(name + used, BENCH_NAME - used, " %s", option->words[w]);
+    }
+}
+
 static enum status bench_length(const struct bench_attention_options *o, int64_t length, struct run *runs,
                                 struct bench_attention_row *rows) {
-    for (int n = 0; n < o->set_count; n++) TRY(open_run(&runs[n], o, &o->sets[n], length));
+    for (int n = 0; n < o->rule_count; n++) TRY(open_run(&runs[n], o, &o->rules[n], length));
     for (int repeat = -1; repeat < o->repeats; repeat++)
-        for (int n = 0; n < o->set_count; n++) TRY(run_once(&runs[n], repeat));
-    for (int n = 0; n < o->set_count; n++)
+        for (int n = 0; n < o->rule_count; n++) TRY(run_once(&runs[n], repeat));
+    for (int n = 0; n < o->rule_count; n++) {
         rows[n] = (struct bench_attention_row){
-            .set = o->sets[n].name,
             .length = length,
             .forward_s = median(runs[n].forward_s, o->repeats),
             .backward_s = median(runs[n].backward_s, o->repeats),
@@ -144,20 +162,21 @@ static enum status bench_length(const struct bench_attention_options *o, int64_t
             .tensor_bytes = runs[n].bytes,
             .scratch_bytes = runs[n].ops->scratch_bytes(runs[n].ops),
         };
+        describe(&o->rules[n], rows[n].name);
+    }
     return STATUS_OK;
 }
 
 enum status bench_attention(const struct bench_attention_options *options, struct bench_attention_row *rows) {
-    if (options->set_count < 1 || options->length_count < 1 || options->repeats < 1)
-        return error_set(STATUS_USAGE,
-                         "bench attention: expected at least one set, length and repeat, found %d, %d, %d",
-                         options->set_count, options->length_count, options->repeats);
+    if (options->rule_count < 1 || options->length_count < 1 || options->repeats < 1)
+        return error_set(STATUS_USAGE, "bench attention: expected at least one kind, length and repeat, found %d, %d, %d",
+                         options->rule_count, options->length_count, options->repeats);
     enum status status = STATUS_OK;
     for (int n = 0; n < options->length_count && status == STATUS_OK; n++) {
         struct run *runs;
-        TRY(memory_new((size_t)options->set_count, sizeof *runs, "benchmark runs", &runs));
-        status = bench_length(options, options->lengths[n], runs, rows + n * options->set_count);
-        for (int m = 0; m < options->set_count; m++) close_run(&runs[m]);
+        TRY(memory_new((size_t)options->rule_count, sizeof *runs, "benchmark runs", &runs));
+        status = bench_length(options, options->lengths[n], runs, rows + n * options->rule_count);
+        for (int m = 0; m < options->rule_count; m++) close_run(&runs[m]);
         free(runs);
     }
     return status;

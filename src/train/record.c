@@ -197,9 +197,11 @@ enum status record_evaluation(struct record *record, const char *label, const st
     enum status status = STATUS_OK;
     if (teacher) snprintf(beside, sizeof beside, " (teacher %.3f)", teacher->perplexity);
     if (student->has_teacher) {
-        log_line("%-8s kl %.4f ± %.4f  perplexity %.3f%s  agree %.1f%%  density %.3f  %.0f tokens", label, student->kl,
-                 student->kl_error, student->perplexity, beside, 100 * student->agreement, student->cost.density,
-                 student->tokens);
+        char density[32] = "";
+        /* Linear kinds have none. */
+        if (student->cost.density >= 0) snprintf(density, sizeof density, "  density %.3f", student->cost.density);
+        log_line("%-8s kl %.4f ± %.4f  perplexity %.3f%s  agree %.1f%%%s  %.0f tokens", label, student->kl, student->kl_error,
+                 student->perplexity, beside, 100 * student->agreement, density, student->tokens);
     } else {
         log_line("%-8s ce %.4f ± %.4f  perplexity %.3f  %.0f tokens", label, student->ce, student->ce_error,
                  student->perplexity, student->tokens);

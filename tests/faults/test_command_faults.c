@@ -128,6 +128,9 @@ static const struct row {
      "bench step --layers 1 --heads 2 --width 16 --vocabulary 50 --batch 2 --length 8 --steps 1 --json", NULL, NULL},
     {"bench attention", NULL, "bench attention --lengths 8 16 --window 4 --heads 2 --groups 1 --width 8 --repeats 1",
      NULL, NULL},
+    {"bench kinds", NULL,
+     "bench attention --kinds full,performer,kerformer:map=exp --lengths 8 --heads 2 --groups 1 --width 8 --repeats 1", NULL,
+     NULL},
     {"bench prep", NULL, "bench prep --tokenizer tok --file c.txt --repeats 1", NULL, NULL},
 };
 enum { ROWS = sizeof rows / sizeof *rows };

@@ -116,6 +116,10 @@ row 2 "bench step: --width: expected a multiple of --heads, 5, found 64" bench s
 row 2 "bench prep: --tokenizer: expected a directory, found none" bench prep --file in/good.json
 row 2 "--lengths: expected numbers from 1" bench attention --lengths 0
 row 2 "--heads: expected a multiple of --groups, 4, found 6" bench attention --heads 6 --groups 4
+row 2 "--kinds: expected KIND:KEY=WORD, found option \"window\"" bench attention --kinds full,kerformer:window
+row 2 "--kinds:2: student.attention: kind: expected one of full, masks" bench attention --kinds full,flash
+row 2 "attention kerformer: map: expected hedgehog, exp, relu-se, found \"elu\"" bench attention --kinds kerformer:map=elu
+row 2 "--kinds: expected names of kinds" bench attention --kinds full,,full
 
 echo "$((rows - bad)) of $rows rows as expected"
 [ "$bad" = 0 ]
