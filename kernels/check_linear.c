@@ -98,7 +98,8 @@ enum status check_linear_attention_weights(const struct ops *ops, const struct l
     const struct linear_attention *f = &a->forward;
     TRY(check_pairs(ops, operation, f));
     if (f->near_only)
-        return error_set(STATUS_SHAPE, "%s: near_only: expected false, every pair needs a weight; found true", operation);
+        return error_set(STATUS_SHAPE, "%s: near_only: expected false, every pair needs a weight; found true",
+                         operation);
     TRY(check_tensor(operation, "teacher_q", a->teacher_q, ops->real, 4, f->q.shape));
     TRY(check_tensor(operation, "teacher_k", a->teacher_k, ops->real, 4, f->k.shape));
     TRY(check_dense(operation, "loss", a->loss, DTYPE_F64, 1, SHAPE(1)));

@@ -113,10 +113,10 @@ struct linear_worker {
     real *state, *state_t; /* [Mp][Vp], [Vp][Mp] */
     real *dk, *dva;        /* [T][Dp], [T][Vp] */
     /* weights: C = T, and queries in blocks of SUB_ROWS rows; phi_q, x, d_x hold a block's */
-    real *teacher_k_t;             /* [D][Wp] */
-    real *teacher_scores, *dots;   /* [SUB_ROWS][Wp] then e^{…} and the near pairs' gradient; then the far pairs' */
-    real *teacher_x;               /* [SUB_ROWS][Dp] */
-    real *phi_gated, *d_phi_q;     /* [SUB_ROWS][Mp] */
+    real *teacher_k_t;           /* [D][Wp] */
+    real *teacher_scores, *dots; /* [SUB_ROWS][Wp] then e^{…} and the near pairs' gradient; then the far pairs' */
+    real *teacher_x;             /* [SUB_ROWS][Dp] */
+    real *phi_gated, *d_phi_q;   /* [SUB_ROWS][Mp] */
 };
 
 /* The sum over earlier keys (or, going backwards, later rows) of one document. */

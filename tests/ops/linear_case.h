@@ -51,7 +51,8 @@ void linear_fill(const struct linear_case *row, struct linear_arrays *x);
 void linear_free(struct linear_arrays *x);
 /* o and log_sums, and with `backward` the gradients, by a table's operations. */
 void linear_run(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x, bool backward);
-/* One run of linear_attention_weights. The teacher's q and k lie in the places of d_o and v, which have their shapes. */
+/* One run of linear_attention_weights. The teacher's q and k lie in the places of d_o and v, which have their shapes.
+ */
 struct linear_weights_run {
     double weight, gradient_scale;
     bool own;        /* the teacher's q and k are the student's */
