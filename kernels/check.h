@@ -41,6 +41,7 @@ enum status check_attention_backward(const struct ops *ops, const struct attenti
 enum status check_attention_decode(const struct ops *ops, const struct attention_decode *a);
 enum status check_linear_attention(const struct ops *ops, const struct linear_attention *a);
 enum status check_linear_attention_backward(const struct ops *ops, const struct linear_attention_backward *a);
+enum status check_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a);
 enum status check_linear_attention_decode(const struct ops *ops, const struct linear_attention_decode *a);
 enum status check_block_compress(const struct ops *ops, const struct block_compress *a);
 enum status check_block_compress_backward(const struct ops *ops, const struct block_compress_backward *a);

@@ -35,18 +35,16 @@ static enum status check_heads(const char *operation, int64_t heads, int64_t gro
                      (long long)heads, (long long)groups);
 }
 
-static enum status check_forward(const struct ops *ops, const char *operation, const struct linear_attention *a) {
+/* What decides the weights of the pairs: all but v, o, log_sums. */
+static enum status check_pairs(const struct ops *ops, const char *operation, const struct linear_attention *a) {
     const enum dtype real = ops->real;
     int64_t features;
     TRY(check_tensor(operation, "q", a->q, real, 4, SHAPE(ANY, ANY, ANY, ANY)));
     const int64_t batch = a->q.shape[0], length = a->q.shape[1], heads = a->q.shape[2], width = a->q.shape[3];
     TRY(check_tensor(operation, "k", a->k, real, 4, SHAPE(batch, length, ANY, width)));
-    TRY(check_tensor(operation, "v", a->v, real, 4, a->k.shape));
     TRY(check_heads(operation, heads, a->k.shape[2]));
-    TRY(check_tensor(operation, "o", a->o, real, 4, a->q.shape));
     TRY(check_dense(operation, "start", a->start, DTYPE_I32, 2, SHAPE(batch, length)));
     TRY(check_optional(operation, "no_window", a->no_window, DTYPE_I32, 1, SHAPE(batch)));
-    TRY(check_dense(operation, "log_sums", a->log_sums, ops->statistic, 3, SHAPE(batch, heads, length)));
     TRY(check_features(ops, operation, &a->features, heads, a->k.shape[2], width, &features));
     if (a->window < 0 || a->chunk < 0)
         return error_set(STATUS_SHAPE, "%s: window and chunk: expected at least 0, found %lld and %lld", operation,
@@ -54,6 +52,14 @@ static enum status check_forward(const struct ops *ops, const char *operation, c
     if (!a->causal && (a->window > 0 || a->near_only || tensor_present(a->features.squeeze)))
         return error_set(STATUS_SHAPE, "%s: both directions: only without a window and without squeeze", operation);
     return STATUS_OK;
+}
+
+static enum status check_forward(const struct ops *ops, const char *operation, const struct linear_attention *a) {
+    TRY(check_pairs(ops, operation, a));
+    TRY(check_tensor(operation, "v", a->v, ops->real, 4, a->k.shape));
+    TRY(check_tensor(operation, "o", a->o, ops->real, 4, a->q.shape));
+    return check_dense(operation, "log_sums", a->log_sums, ops->statistic, 3,
+                       SHAPE(a->q.shape[0], a->q.shape[2], a->q.shape[1]));
 }
 
 enum status check_linear_attention(const struct ops *ops, const struct linear_attention *a) {
@@ -78,6 +84,27 @@ enum status check_linear_attention_backward(const struct ops *ops, const struct 
     TRY(check_tensor(operation, "dq", a->dq, ops->real, 4, f->q.shape));
     TRY(check_tensor(operation, "dk", a->dk, ops->real, 4, f->k.shape));
     TRY(check_tensor(operation, "dv", a->dv, ops->real, 4, f->k.shape));
+    TRY(check_gradient(ops, operation, "d_q_map", a->d_q_map, f->features.q_map));
+    TRY(check_gradient(ops, operation, "d_k_map", a->d_k_map, f->features.k_map));
+    TRY(check_gradient(ops, operation, "d_q_bias", a->d_q_bias, f->features.q_bias));
+    TRY(check_gradient(ops, operation, "d_k_bias", a->d_k_bias, f->features.k_bias));
+    TRY(check_gradient(ops, operation, "d_squeeze", a->d_squeeze, f->features.squeeze));
+    TRY(check_gradient(ops, operation, "d_excite", a->d_excite, f->features.excite));
+    return check_gradient(ops, operation, "d_beta", a->d_beta, f->features.beta);
+}
+
+enum status check_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a) {
+    const char *operation = "linear_attention_weights";
+    const struct linear_attention *f = &a->forward;
+    TRY(check_pairs(ops, operation, f));
+    if (f->near_only)
+        return error_set(STATUS_SHAPE, "%s: near_only: expected false, every pair needs a weight; found true",
+                         operation);
+    TRY(check_tensor(operation, "teacher_q", a->teacher_q, ops->real, 4, f->q.shape));
+    TRY(check_tensor(operation, "teacher_k", a->teacher_k, ops->real, 4, f->k.shape));
+    TRY(check_dense(operation, "loss", a->loss, DTYPE_F64, 1, SHAPE(1)));
+    if (tensor_present(a->dq)) TRY(check_tensor(operation, "dq", a->dq, ops->real, 4, f->q.shape));
+    if (tensor_present(a->dk)) TRY(check_tensor(operation, "dk", a->dk, ops->real, 4, f->k.shape));
     TRY(check_gradient(ops, operation, "d_q_map", a->d_q_map, f->features.q_map));
     TRY(check_gradient(ops, operation, "d_k_map", a->d_k_map, f->features.k_map));
     TRY(check_gradient(ops, operation, "d_q_bias", a->d_q_bias, f->features.q_bias));

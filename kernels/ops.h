@@ -159,6 +159,24 @@ struct linear_attention_backward {
     struct tensor d_o, dq, dk, dv;
     struct tensor d_q_map, d_k_map, d_q_bias, d_k_bias, d_squeeze, d_excite, d_beta;
 };
+/* What linear attention's weights lack to be the teacher's softmax weights, and its gradients (ATTENTION.md, "The `attention` objective"):
+ *   P_ij = softmax_j(scale · tq_i·tk_j),  A_ij = w_ij / Σ_j w_ij,  j over the tokens that i may see
+ *   loss += weight · Σ_{b,h,i} KL(P_i ‖ A_i) / H
+ * that is the cross-entropy less the teacher's own entropy: 0 at equality. In `forward` v, o and log_sums are not looked at; near_only
+ * is refused: a pair without weight has no logarithm. teacher_q [B,T,H,D], teacher_k [B,T,G,D]: real, stride rules of q and k; may be q
+ * and k themselves. loss [1] F64, +=.
+ * Gradients, of the sum that joins `loss` times gradient_scale, each optional, +=, shapes and strides as in linear_attention_backward.
+ * A far pair whose φ_q(i)·φ_k(j) is below the smallest normal number has that number's logarithm, and no gradient but beta's.
+ * Logarithms are kept within ±1e30, and a gradient by φ_q(i)·φ_k(j) within what sums of it can hold: scores beyond the dtype, too, give
+ * no NaN. The features themselves must be finite.
+ * All pairs are visited, in blocks of rows: time O(T²·(D + M)), memory beside the tensors O(T·(D + M)) for each thread. */
+struct linear_attention_weights {
+    struct linear_attention forward;
+    struct tensor teacher_q, teacher_k, loss;
+    double weight, gradient_scale;
+    struct tensor dq, dk;
+    struct tensor d_q_map, d_k_map, d_q_bias, d_k_bias, d_squeeze, d_excite, d_beta;
+};
 /* The next token of each sequence, from a state of fixed size. q [B,H,D], k, v [B,G,D], o [B,H,D]: strided rows of heads allowed.
  * start [B] I32: index of the first token of the current document; where it equals `position` the sequence's state is cleared
  * first. Read and written: sums [B,G,M,D+1] real: Σ φ_k(j) [v_j, 1] of far tokens; peaks [B,G] statistics: P, the logarithm that sums
@@ -348,6 +366,7 @@ struct ops {
     enum status (*attention_decode)(const struct ops *ops, const struct attention_decode *arguments);
     enum status (*linear_attention)(const struct ops *ops, const struct linear_attention *arguments);
     enum status (*linear_attention_backward)(const struct ops *ops, const struct linear_attention_backward *arguments);
+    enum status (*linear_attention_weights)(const struct ops *ops, const struct linear_attention_weights *arguments);
     enum status (*linear_attention_decode)(const struct ops *ops, const struct linear_attention_decode *arguments);
 
     /* ---- blocks of keys ------------------------------------------------------------------------------------------- */

@@ -74,6 +74,7 @@ const char *bf16_describe(void);
     enum status attention_decode_##v(const struct ops *ops, const struct attention_decode *a);                         \
     enum status linear_attention_##v(const struct ops *ops, const struct linear_attention *a);                         \
     enum status linear_attention_backward_##v(const struct ops *ops, const struct linear_attention_backward *a);       \
+    enum status linear_attention_weights_##v(const struct ops *ops, const struct linear_attention_weights *a);         \
     enum status linear_attention_decode_##v(const struct ops *ops, const struct linear_attention_decode *a);           \
     enum status block_compress_##v(const struct ops *ops, const struct block_compress *a);                             \
     enum status block_compress_backward_##v(const struct ops *ops, const struct block_compress_backward *a);           \

@@ -78,6 +78,33 @@ static struct linear_worker place_worker(struct pieces *p, const struct linear_c
     return w;
 }
 
+/* A worker of linear_weights.c: C = T, every key at once, queries by blocks. */
+static struct linear_worker place_weights_worker(struct pieces *p, const struct linear_call *c) {
+    struct linear_worker w = {0};
+    const int64_t length = c->length, features = c->feature_pad, columns = c->near_pad;
+    w.phi_k = take_reals(p, length, features);
+    w.phi_k_t = take_reals(p, features, columns);
+    w.peaks = take_reals(p, 1, length);
+    w.x_k = take_reals(p, length, c->width_pad);
+    w.near_k_t = take_reals(p, c->width, columns);
+    w.teacher_k_t = take_reals(p, c->width, columns);
+    w.teacher_scores = take_reals(p, SUB_ROWS, columns);
+    w.dots = take_reals(p, SUB_ROWS, columns);
+    w.near_scores = take_reals(p, SUB_ROWS, columns);
+    w.phi_q = take_reals(p, SUB_ROWS, features);
+    w.phi_gated = take_reals(p, SUB_ROWS, features);
+    w.q_peaks = take_reals(p, 1, SUB_ROWS);
+    w.d_phi_q = take_reals(p, SUB_ROWS, features);
+    w.x = take_reals(p, SUB_ROWS, c->width_pad);
+    w.teacher_x = take_reals(p, SUB_ROWS, c->width_pad);
+    w.d_x = take_reals(p, SUB_ROWS, c->width_pad);
+    w.d_phi = take_reals(p, length, features);
+    w.dk = take_reals(p, length, c->width_pad);
+    w.near_peaks = take_reals(p, 1, length);
+    if (c->hidden > 0) place_gates(&w, p, c);
+    return w;
+}
+
 static struct linear_sums place_sums(struct pieces *p, const struct linear_call *c) {
     const struct linear_attention_backward *g = c->g;
     const int64_t map = c->column_pad * c->width_pad;
@@ -130,13 +157,14 @@ static size_t place(struct linear_call *c, char *memory) {
         if (memory) c->gates[n] = gate;
     }
     const size_t before = p.used;
+    if (c->weights) c->losses = take(&p, units, sizeof *c->losses);
     for (int64_t n = 0; c->g && n < units; n++) {
         const struct linear_sums sums = place_sums(&p, c);
         if (memory) c->sums[n] = sums;
     }
     if (memory) memset(memory + before, 0, p.used - before);
     for (int64_t n = 0; n < threads; n++) {
-        const struct linear_worker worker = place_worker(&p, c);
+        const struct linear_worker worker = c->weights ? place_weights_worker(&p, c) : place_worker(&p, c);
         if (memory) c->workers[n] = worker;
     }
     return p.used;
@@ -160,9 +188,11 @@ static enum status read_starts(const char *operation, struct tensor start, int32
 }
 
 static enum status open_call(const struct ops *ops, const struct linear_attention *a,
-                             const struct linear_attention_backward *g, struct linear_call *c) {
+                             const struct linear_attention_backward *g, const struct linear_attention_weights *weights,
+                             struct linear_call *c) {
     const struct features *f = &a->features;
-    *c = (struct linear_call){.ops = ops, .a = a, .g = g, .parts = f->kind == FEATURE_HEDGEHOG ? 2 : 1, .map_scale = 1};
+    *c = (struct linear_call){.ops = ops, .a = a, .g = g, .weights = weights, .map_scale = 1};
+    c->parts = f->kind == FEATURE_HEDGEHOG ? 2 : 1;
     c->batch = a->q.shape[0];
     c->length = a->q.shape[1];
     c->heads = a->q.shape[2];
@@ -179,7 +209,7 @@ static enum status open_call(const struct ops *ops, const struct linear_attentio
     c->hidden_pad = pad_lanes(c->hidden);
     c->window = a->window < c->length ? a->window : c->length;
     c->chunk = a->chunk > 0 ? a->chunk : CHUNK_USUAL;
-    if (c->chunk > c->length && c->length > 0) c->chunk = c->length;
+    if ((weights || c->chunk > c->length) && c->length > 0) c->chunk = c->length;
     c->chunk_pad = pad_lanes(c->chunk);
     c->near_pad = pad_lanes(c->chunk + c->window) + LANES;
     if (f->kind == FEATURE_EXP) {
@@ -192,7 +222,8 @@ static enum status open_call(const struct ops *ops, const struct linear_attentio
     size_t stride;
     TRY(device_scratch(ops, 1, place(c, NULL), &memory, &stride));
     place(c, memory);
-    return read_starts(g ? "linear_attention_backward" : "linear_attention", a->start, c->ends);
+    const char *operation = weights ? "linear_attention_weights" : g ? "linear_attention_backward" : "linear_attention";
+    return read_starts(operation, a->start, c->ends);
 }
 
 static void pack_map(const struct linear_call *c, struct tensor map, struct tensor bias, int64_t head,
@@ -240,7 +271,7 @@ static struct linear_unit open_unit(const struct linear_call *c, int64_t n) {
     u.window = tensor_present(no_window) && ((const int32_t *)no_window.data)[u.b] ? 0 : c->window;
     u.start = (const int32_t *)c->a->start.data + u.b * c->length;
     u.k = linear_rows_of(c->a->k, u.b, u.group);
-    u.v = linear_rows_of(c->a->v, u.b, u.group);
+    if (!c->weights) u.v = linear_rows_of(c->a->v, u.b, u.group);
     u.k_map = &c->k_maps[c->shared_k_map ? 0 : u.group];
     u.gate = c->hidden > 0 ? &c->gates[u.group] : NULL;
     u.sums = &c->sums[n];
@@ -256,7 +287,9 @@ static void run_units(const struct linear_call *c) {
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < c->batch * c->groups; n++) {
             struct linear_unit u = open_unit(c, n);
-            if (c->g)
+            if (c->weights)
+                NAME(linear_weights_unit)(&u, &c->losses[n]);
+            else if (c->g)
                 NAME(linear_backward_unit)(&u);
             else
                 NAME(linear_forward_unit)(&u);
@@ -267,7 +300,7 @@ static void run_units(const struct linear_call *c) {
 enum status NAME(linear_attention)(const struct ops *ops, const struct linear_attention *a) {
     TRY(check_linear_attention(ops, a));
     struct linear_call c;
-    TRY(open_call(ops, a, NULL, &c));
+    TRY(open_call(ops, a, NULL, NULL, &c));
     run_units(&c);
     return STATUS_OK;
 }
@@ -310,8 +343,32 @@ static void add_sums(const struct linear_call *c, int64_t n) {
 enum status NAME(linear_attention_backward)(const struct ops *ops, const struct linear_attention_backward *g) {
     TRY(check_linear_attention_backward(ops, g));
     struct linear_call c;
-    TRY(open_call(ops, &g->forward, g, &c));
+    TRY(open_call(ops, &g->forward, g, NULL, &c));
     run_units(&c);
     for (int64_t n = 0; n < c.batch * c.groups; n++) add_sums(&c, n);
+    return STATUS_OK;
+}
+
+enum status NAME(linear_attention_weights)(const struct ops *ops, const struct linear_attention_weights *w) {
+    TRY(check_linear_attention_weights(ops, w));
+    const struct linear_attention_backward g = {.forward = w->forward,
+                                                .dq = w->dq,
+                                                .dk = w->dk,
+                                                .d_q_map = w->d_q_map,
+                                                .d_k_map = w->d_k_map,
+                                                .d_q_bias = w->d_q_bias,
+                                                .d_k_bias = w->d_k_bias,
+                                                .d_squeeze = w->d_squeeze,
+                                                .d_excite = w->d_excite,
+                                                .d_beta = w->d_beta};
+    struct linear_call c;
+    double loss = 0;
+    TRY(open_call(ops, &g.forward, &g, w, &c));
+    run_units(&c);
+    for (int64_t n = 0; n < c.batch * c.groups; n++) {
+        add_sums(&c, n);
+        loss += c.losses[n];
+    }
+    if (c.heads > 0) *(double *)w->loss.data += w->weight / (double)c.heads * loss;
     return STATUS_OK;
 }

@@ -1,4 +1,4 @@
-/* What the files of linear attention share. Private to kernels/cpu/linear_attention*.c.
+/* What the files of linear attention share. Private to kernels/cpu/linear_*.c.
  *
  * One unit (a sequence and a key head with its query heads) is one thread's work. Its tokens are taken in chunks of C
  * query rows. The key that becomes far for the query at i is t = i − window: shifted by the window, the far part is
@@ -58,6 +58,7 @@ struct linear_call {
     const struct ops *ops;
     const struct linear_attention *a;
     const struct linear_attention_backward *g;          /* NULL: forward pass */
+    const struct linear_attention_weights *weights;     /* NULL: o is computed or differentiated */
     int64_t batch, length, heads, groups, share, width; /* B T H G H/G D */
     int64_t columns, features, hidden;                  /* N M R */
     /* Padded to LANES: Dp, pad(D+1), Np, Mp, Rp. Mp = parts · Np: feature m lies in column m, or Np + m − N from N on.
@@ -71,6 +72,7 @@ struct linear_call {
     struct linear_gate *gates;          /* [G] */
     int32_t *ends;                 /* [B,T] one past the last token of each token's document; both directions only */
     struct linear_sums *sums;      /* [B·G] */
+    double *losses;                /* [B·G] weights only: Σ KL(P ‖ A) of a unit's rows */
     struct linear_worker *workers; /* [threads] */
 };
 
@@ -110,6 +112,11 @@ struct linear_worker {
     /* states */
     real *state, *state_t; /* [Mp][Vp], [Vp][Mp] */
     real *dk, *dva;        /* [T][Dp], [T][Vp] */
+    /* weights: C = T, and queries in blocks of SUB_ROWS rows; phi_q, x, d_x hold a block's */
+    real *teacher_k_t;           /* [D][Wp] */
+    real *teacher_scores, *dots; /* [SUB_ROWS][Wp] then e^{…} and the near pairs' gradient; then the far pairs' */
+    real *teacher_x;             /* [SUB_ROWS][Dp] */
+    real *phi_gated, *d_phi_q;   /* [SUB_ROWS][Mp] */
 };
 
 /* The sum over earlier keys (or, going backwards, later rows) of one document. */
@@ -209,5 +216,8 @@ void NAME(linear_gate_tail)(struct linear_unit *u);
 /* linear_attention_forward.c, linear_attention_backward.c: one unit. */
 void NAME(linear_forward_unit)(struct linear_unit *u);
 void NAME(linear_backward_unit)(struct linear_unit *u);
+
+/* linear_weights.c: one unit; *loss = Σ KL(P ‖ A) of its rows. */
+void NAME(linear_weights_unit)(struct linear_unit *u, double *loss);
 
 #endif

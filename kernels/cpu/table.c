@@ -14,6 +14,7 @@
     .rope = rope_##v, .attention = attention_##v, .attention_backward = attention_backward_##v,                        \
     .attention_decode = attention_decode_##v, .linear_attention = linear_attention_##v,                                \
     .linear_attention_backward = linear_attention_backward_##v,                                                        \
+    .linear_attention_weights = linear_attention_weights_##v,                                                          \
     .linear_attention_decode = linear_attention_decode_##v, .block_compress = block_compress_##v,                      \
     .block_compress_backward = block_compress_backward_##v, .compressed_attention = compressed_attention_##v,          \
     .compressed_attention_backward = compressed_attention_backward_##v,                                                \

@@ -12,13 +12,18 @@ static void add_features(struct call *call, const struct features *f) {
     call_add(call, "beta", f->beta, ACCESS_READ, NULL);
 }
 
-static void add_inputs(struct call *call, const struct linear_attention *a) {
+/* All but v. */
+static void add_pairs(struct call *call, const struct linear_attention *a) {
     call_add(call, "q", a->q, ACCESS_READ, NULL);
     call_add(call, "k", a->k, ACCESS_READ, NULL);
-    call_add(call, "v", a->v, ACCESS_READ, NULL);
     call_add(call, "start", a->start, ACCESS_READ, NULL);
     call_add(call, "no_window", a->no_window, ACCESS_READ, NULL);
     add_features(call, &a->features);
+}
+
+static void add_inputs(struct call *call, const struct linear_attention *a) {
+    add_pairs(call, a);
+    call_add(call, "v", a->v, ACCESS_READ, NULL);
 }
 
 static enum status guarded_linear_attention(const struct ops *ops, const struct linear_attention *a) {
@@ -50,6 +55,25 @@ static enum status guarded_linear_attention_backward(const struct ops *ops, cons
     GUARDED(&call, linear_attention_backward, a);
 }
 
+static enum status guarded_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a) {
+    struct call call = {.operation = "linear_attention_weights"};
+    TRY(check_linear_attention_weights(ops, a));
+    add_pairs(&call, &a->forward);
+    call_add(&call, "teacher_q", a->teacher_q, ACCESS_READ, NULL);
+    call_add(&call, "teacher_k", a->teacher_k, ACCESS_READ, NULL);
+    call_add(&call, "loss", a->loss, ACCESS_UPDATE, NULL);
+    call_add(&call, "dq", a->dq, ACCESS_UPDATE, NULL);
+    call_add(&call, "dk", a->dk, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_q_map", a->d_q_map, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_k_map", a->d_k_map, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_q_bias", a->d_q_bias, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_k_bias", a->d_k_bias, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_squeeze", a->d_squeeze, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_excite", a->d_excite, ACCESS_UPDATE, NULL);
+    call_add(&call, "d_beta", a->d_beta, ACCESS_UPDATE, NULL);
+    GUARDED(&call, linear_attention_weights, a);
+}
+
 static enum status guarded_linear_attention_decode(const struct ops *ops, const struct linear_attention_decode *a) {
     struct call call = {.operation = "linear_attention_decode"};
     TRY(check_linear_attention_decode(ops, a));
@@ -70,5 +94,6 @@ static enum status guarded_linear_attention_decode(const struct ops *ops, const 
 void guard_linear(struct ops *ops) {
     ops->linear_attention = guarded_linear_attention;
     ops->linear_attention_backward = guarded_linear_attention_backward;
+    ops->linear_attention_weights = guarded_linear_attention_weights;
     ops->linear_attention_decode = guarded_linear_attention_decode;
 }

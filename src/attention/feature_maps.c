@@ -73,6 +73,17 @@ enum status feature_maps_backward(const struct attention_layer *layer, const str
     return pass->ops->linear_attention_backward(pass->ops, &b);
 }
 
+enum status feature_maps_weights(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass) {
+    const struct features *g = &maps->gradients;
+    struct linear_attention_weights w = {
+        .forward = describe(layer, maps, pass), .teacher_q = pass->teacher_q, .teacher_k = pass->teacher_k, .loss = pass->loss,
+        .weight = 1, .gradient_scale = pass->context.loss_scale, .dq = pass->dq, .dk = pass->dk, .d_q_map = g->q_map,
+        .d_k_map = g->k_map, .d_q_bias = g->q_bias, .d_k_bias = g->k_bias, .d_squeeze = g->squeeze, .d_excite = g->excite,
+        .d_beta = g->beta,
+    };
+    return pass->ops->linear_attention_weights(pass->ops, &w);
+}
+
 struct attention_cache {
     struct tensor sums, peaks, means, near_k, near_v; /* as ops->linear_attention_decode has them */
     struct tensor start;                              /* [B] I32 */

@@ -21,6 +21,9 @@ int64_t feature_maps_count(const struct feature_maps *maps, int64_t columns);
 enum status feature_maps_plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, void **saved);
 enum status feature_maps_forward(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass);
 enum status feature_maps_backward(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass);
+/* What context.weights asks for, after feature_maps_backward: the teacher's weights' divergence from the implied ones joins pass.loss,
+ * its gradients join dq, dk and the parameters'. */
+enum status feature_maps_weights(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass);
 
 enum status feature_maps_cache_open(const struct attention_layer *layer, const struct feature_maps *maps, const struct ops *ops,
                               int64_t batch, int64_t length, struct attention_cache **cache);

@@ -192,7 +192,8 @@ static enum status forward(const struct attention_layer *layer, const struct att
 
 static enum status backward(const struct attention_layer *layer, const struct attention_pass *pass) {
     struct feature_maps maps = maps_of(layer);
-    return feature_maps_backward(layer, &maps, pass);
+    TRY(feature_maps_backward(layer, &maps, pass));
+    return pass->context.weights ? feature_maps_weights(layer, &maps, pass) : STATUS_OK;
 }
 
 static enum status cache_open(const struct attention_layer *layer, const struct ops *ops, int64_t batch, int64_t length,
@@ -259,7 +260,7 @@ static bool branch_name(const struct attention_layer *layer, int branch, char na
 
 const struct kind kind_kerformer = {
     .name = "kerformer", .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
-    .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
+    .has_weights = true, .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
     .branch_name = branch_name, .switch_off = switch_off,
 };

@@ -207,6 +207,61 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
     }
 }
 
+static struct tensor to_device_loss(const struct ops *ops, double value) {
+    struct tensor t = tensor_1d(NULL, DTYPE_F64, 1);
+    CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
+    CHECK_OK(ops->upload(ops, t, &value));
+    return t;
+}
+
+void linear_run_weights(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x,
+                        struct linear_weights_run *run) {
+    struct fused in = open_fused(ops, row, x->in), out = open_fused(ops, row, x->gradient);
+    struct fused taught = open_fused(ops, row, (double *[]){x->in[LINEAR_D_O], x->in[LINEAR_V], x->in[LINEAR_V]});
+    struct tensor p[LINEAR_INPUTS] = {0}, d[LINEAR_INPUTS] = {0};
+    for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) {
+        p[n] = to_device(ops, x->in[n], x->counts[n]);
+        d[n] = to_device(ops, x->gradient[n], x->counts[n]);
+    }
+    struct tensor start = to_device_ids(ops, x->start, row->batch * row->length);
+    struct tensor dropped = to_device_ids(ops, x->no_window, row->batch), loss = to_device_loss(ops, run->loss);
+    struct linear_attention_weights a = {.loss = loss, .weight = run->weight, .gradient_scale = run->gradient_scale};
+    a.forward = (struct linear_attention){.q = in.views[0], .k = in.views[1], .features = features_of(row, p)};
+    a.forward.start = tensor_2d(start.data, DTYPE_I32, row->batch, row->length);
+    if (row->no_window) a.forward.no_window = dropped;
+    a.forward.window = row->window;
+    a.forward.causal = !row->bidirectional;
+    a.forward.scale = 1 / sqrt((double)row->width);
+    a.teacher_q = run->own ? in.views[0] : taught.views[0];
+    a.teacher_k = run->own ? in.views[1] : taught.views[1];
+    if (run->gradients) {
+        const struct features f = features_of(row, d);
+        if (!run->parameters) a.dq = out.views[0];
+        if (!run->parameters) a.dk = out.views[1];
+        a.d_q_map = f.q_map;
+        a.d_k_map = f.k_map;
+        a.d_q_bias = f.q_bias;
+        a.d_k_bias = f.k_bias;
+        a.d_squeeze = f.squeeze;
+        a.d_excite = f.excite;
+        a.d_beta = f.beta;
+    }
+    CHECK_OK(ops->linear_attention_weights(ops, &a));
+    CHECK_OK(ops->synchronise(ops));
+    CHECK_OK(ops->download(ops, loss, &run->loss));
+    double *matrix = new_array(tensor_count(out.block));
+    from_device(ops, out.block, matrix);
+    interleave(row, matrix, x->gradient, true);
+    free(matrix);
+    const struct tensor blocks[] = {in.block, out.block, taught.block, start, dropped, loss};
+    for (size_t n = 0; n < sizeof blocks / sizeof *blocks; n++) ops->release(ops, blocks[n].data);
+    for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) {
+        from_device(ops, d[n], x->gradient[n]);
+        ops->release(ops, p[n].data);
+        ops->release(ops, d[n].data);
+    }
+}
+
 void linear_compare(const struct linear_case *row, const char *what, const struct linear_arrays *expected,
                     const struct linear_arrays *found, bool backward, double tolerance) {
     for (int n = 0; n < LINEAR_INPUTS; n++) {

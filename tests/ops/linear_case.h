@@ -51,6 +51,17 @@ void linear_fill(const struct linear_case *row, struct linear_arrays *x);
 void linear_free(struct linear_arrays *x);
 /* o and log_sums, and with `backward` the gradients, by a table's operations. */
 void linear_run(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x, bool backward);
+/* One run of linear_attention_weights. The teacher's q and k lie in the places of d_o and v, which have their shapes.
+ */
+struct linear_weights_run {
+    double weight, gradient_scale;
+    bool own;        /* the teacher's q and k are the student's */
+    bool gradients;  /* wanted: all that a case has are added to linear_arrays.gradient */
+    bool parameters; /* of them only the parameters' */
+    double loss;     /* added to */
+};
+void linear_run_weights(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x,
+                        struct linear_weights_run *run);
 /* Prints and fails when an output differs by more than tolerance × the array's largest. backward false: only o. */
 void linear_compare(const struct linear_case *row, const char *what, const struct linear_arrays *expected,
                     const struct linear_arrays *found, bool backward, double tolerance);

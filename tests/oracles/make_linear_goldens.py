@@ -31,11 +31,11 @@ def features(kind, x, W, bias):
     return torch.relu(y if bias is None else y + bias) + 1e-6
 
 
-def run(case):
+def inputs(case):
+    """The tensors by name, those with gradients marked; start [B,T]."""
     B, T, H, G, D = case["shape"]
-    kind, N, R, w = case["kind"], case["columns"], case.get("hidden", 0), case.get("window", 0)
+    kind, N, R = case["kind"], case["columns"], case.get("hidden", 0)
     M = 2 * N if kind == "hedgehog" else N
-    causal = not case.get("bidirectional", False)
     QH, KH = (1, 1) if case.get("shared") else (H, G)
     shapes = {"q": (B, T, H, D), "k": (B, T, G, D), "v": (B, T, G, D), "d_o": (B, T, H, D), "q_map": (QH, N, D), "k_map": (KH, N, D)}
     if case.get("bias"):
@@ -53,26 +53,39 @@ def run(case):
     for b in range(B):
         for t in range(T):
             start[b, t] = max([0] + [c + b for c in case.get("cuts", []) if c + b <= t])
+    return x, start
+
+
+def pair_weights(case, x, start, b, h):
+    """Which pairs of a sequence and head are seen, and their weights: [T,T] each."""
+    B, T, H, G, D = case["shape"]
+    kind, causal, g = case["kind"], not case.get("bidirectional", False), h // (H // G)
+    QH, KH = x["q_map"].shape[0], x["k_map"].shape[0]
+    window = 0 if case.get("no_window") and b == 1 else case.get("window", 0)
     i, j = torch.arange(T)[:, None], torch.arange(T)[None, :]
+    seen = (start[b][:, None] == start[b][None, :]) & ((j <= i) if causal else torch.ones(T, T, dtype=torch.bool))
+    near = seen & (i - j < window) if window else torch.zeros(T, T, dtype=torch.bool)
+    q, k = x["q"][b, :, h], x["k"][b, :, g]
+    phi_q = features(kind, q, x["q_map"][h % QH], x["q_bias"][h] if case.get("bias") else None)
+    phi_k = features(kind, k, x["k_map"][g % KH], x["k_bias"][g] if case.get("bias") else None)
+    if case.get("hidden", 0):
+        p = (seen.to(torch.float64) @ phi_k) / seen.sum(1, keepdim=True)
+        e = 2 * torch.sigmoid(torch.relu(p @ x["squeeze"][g].T) @ x["excite"][g].T)
+        phi_q = phi_q * e
+    far = phi_q @ phi_k.T * (torch.exp(x["beta"][h]) if case.get("beta") else 1)
+    exact = torch.exp(q @ k.T / D**0.5)
+    far = far * (0 if case.get("near_only") else 1)
+    return seen, torch.where(near, exact, torch.where(seen & ~near, far, 0.0))
+
+
+def run(case):
+    B, T, H, G, D = case["shape"]
+    x, start = inputs(case)
     o = []
     for b in range(B):
-        window = 0 if case.get("no_window") and b == 1 else w
-        seen = (start[b][:, None] == start[b][None, :]) & ((j <= i) if causal else torch.ones(T, T, dtype=torch.bool))
-        near = seen & (i - j < window) if window else torch.zeros(T, T, dtype=torch.bool)
         for h in range(H):
-            g = h // (H // G)
-            q, k, v = x["q"][b, :, h], x["k"][b, :, g], x["v"][b, :, g]
-            phi_q = features(kind, q, x["q_map"][h % QH], x["q_bias"][h] if case.get("bias") else None)
-            phi_k = features(kind, k, x["k_map"][g % KH], x["k_bias"][g] if case.get("bias") else None)
-            if R:
-                p = (seen.to(torch.float64) @ phi_k) / seen.sum(1, keepdim=True)
-                e = 2 * torch.sigmoid(torch.relu(p @ x["squeeze"][g].T) @ x["excite"][g].T)
-                phi_q = phi_q * e
-            far = phi_q @ phi_k.T * (torch.exp(x["beta"][h]) if case.get("beta") else 1)
-            exact = torch.exp(q @ k.T / D**0.5)
-            far = far * (0 if case.get("near_only") else 1)
-            weights = torch.where(near, exact, torch.where(seen & ~near, far, 0.0))
-            o.append(weights @ v / weights.sum(1, keepdim=True))
+            _, weights = pair_weights(case, x, start, b, h)
+            o.append(weights @ x["v"][b, :, h // (H // G)] / weights.sum(1, keepdim=True))
     o = torch.stack(o).view(B, H, T, D).transpose(1, 2)
     (o * x["d_o"]).sum().backward()
     return [o.detach()] + [x[n].grad if n in x else torch.zeros(1) for n in NAMES if n != "d_o"]
@@ -103,11 +116,22 @@ CASES = [
     dict(name="one token", shape=(3, 1, 2, 1, 8), kind="exp", columns=16),
 ]
 
-print(f"/* Made by tests/oracles/make_linear_goldens.py with PyTorch {torch.__version__.split('+')[0]}, float64. */")
-for case in CASES:
+
+def row_of(case):
+    """A case as the C tables have it."""
     B, T, H, G, D = case["shape"]
     flags = [f".{n} = true" for n in ("bidirectional", "bias", "beta", "shared", "no_window", "near_only") if case.get(n)]
-    print(f'{{{{"{case["name"]}", {B}, {T}, {H}, {G}, {D}, {KINDS[case["kind"]]}, {case["columns"]},'
-          f' {case.get("hidden", 0)}, {case.get("window", 0)},')
-    print("  " + ", ".join([f'.cuts = {{{", ".join(map(str, case.get("cuts", [0])))}}}'] + flags) + "},")
-    print(" {" + ",\n  ".join("{" + ", ".join(f"{x:.17g}" for x in summary(y)) + "}" for y in run(case)) + "}},")
+    return (f'{{"{case["name"]}", {B}, {T}, {H}, {G}, {D}, {KINDS[case["kind"]]}, {case["columns"]},'
+            f' {case.get("hidden", 0)}, {case.get("window", 0)},\n  '
+            + ", ".join([f'.cuts = {{{", ".join(map(str, case.get("cuts", [0])))}}}'] + flags) + "},")
+
+
+def numbers(values):
+    return "{" + ", ".join(f"{x:.17g}" for x in values) + "}"
+
+
+if __name__ == "__main__":
+    print(f"/* Made by tests/oracles/make_linear_goldens.py with PyTorch {torch.__version__.split('+')[0]}, float64. */")
+    for case in CASES:
+        print("{" + row_of(case))
+        print(" {" + ",\n  ".join(numbers(summary(y)) for y in run(case)) + "}},")
