@@ -54,7 +54,7 @@ static int64_t to_learn(const struct run *run) {
     int64_t count = 0;
     for (int64_t i = 0; i < run->student.params.count; i++) {
         const struct param *row = &run->student.params.rows[i];
-        if (row->owned) count += tensor_count(row->value);
+        if (row->owned && !row->constant) count += tensor_count(row->value);
     }
     return count;
 }
