@@ -23,6 +23,7 @@ struct ladder_subject {
     size_t rule_count;
     const struct windows *windows; /* the texts that are used, of windows->options.length tokens each */
     uint64_t seed;
+    bool untimed; /* without rung 6, which measures time */
 };
 
 /* Runs on this rank alone. A rung that fails is no failure of the function. */
