@@ -273,7 +273,7 @@ row 2 'weights: all pairs are visited' train kl.yaml --stages.align.weights=true
 row 2 'parallel.zero: this version does not' train zero.yaml
 row 2 'parallel.context: this version has no context parallelism' train context.yaml
 row 2 'the key kind is missing' train no-kind.yaml
-row 2 'kind: expected one of full, masks, found "nsb"' train nsa.yaml
+row 2 'kind: expected one of full, masks, performer, kerformer, nsa, found "nsb"' train nsa.yaml
 row 2 'candidates: expected a list such as' train no-candidates.yaml
 row 2 'found "widow(3)"' train candidate.yaml
 row 2 'found "window(0)"' train window0.yaml
