@@ -81,6 +81,9 @@ struct kind {
      * Released with free(). */
     enum status (*configure)(const char *where, const struct config_attention *options, const struct model_config *model,
                              void **settings);
+    /* Changes the settings so that every query reads every token of at most `length`, untrained: the student then is the teacher (rung 1
+     * of the ladder). Before add_params. NULL: the kind has no such form. */
+    void (*cover)(struct attention_layer *layer, int64_t length);
     /* Adds its rows to the student's table (h.N.attn.KIND.…); NULL: none. */
     enum status (*add_params)(const struct attention_layer *layer, struct params *params);
     /* Finds its rows; fills layer->bound (released with free()). NULL: none. */
@@ -108,6 +111,8 @@ struct kind {
     enum status (*switch_off)(struct attention_layer *layer, uint32_t branches);
 };
 
+/* The kind of teachers, and of layers that are left alone. */
+bool kind_is_full(const struct kind *kind);
 /* NULL when unknown. */
 const struct kind *kind_find(const char *name);
 /* Every kind, ends with NULL. */

@@ -87,6 +87,13 @@ static enum status configure(const char *where, const struct config_attention *r
     return status;
 }
 
+/* A window over everything leaves nothing to the features. */
+static void cover(struct attention_layer *layer, int64_t length) {
+    struct kerformer_settings *settings = layer->settings;
+    settings->window = length;
+    settings->window_dropout = 0;
+}
+
 /* The rows that the settings ask for. rank 0: not this one. */
 static struct param row_of(const struct attention_layer *layer, int which) {
     const struct kerformer_settings *s = layer->settings;
@@ -260,7 +267,7 @@ static bool branch_name(const struct attention_layer *layer, int branch, char na
 
 const struct kind kind_kerformer = {
     .name = "kerformer", .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
-    .has_weights = true, .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
+    .has_weights = true, .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
     .branch_name = branch_name, .switch_off = switch_off,
 };

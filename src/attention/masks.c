@@ -137,6 +137,15 @@ done:
     return status;
 }
 
+/* The first candidate becomes a window over everything, alone in every head. */
+static void cover(struct attention_layer *layer, int64_t length) {
+    struct masks_settings *settings = layer->settings;
+    settings->mixture.candidates[0] = (struct candidate){.kind = CANDIDATE_WINDOW, .a = (int32_t)length};
+    for (int64_t i = 0; i < settings->rows * settings->mixture.count; i++) {
+        settings->start[i] = i % settings->mixture.count == 0;
+    }
+}
+
 static void row_name(const struct attention_layer *layer, char name[64]) {
     const struct masks_settings *settings = layer->settings;
     if (settings->per == PER_MODEL) {
@@ -316,7 +325,7 @@ static bool branch_name(const struct attention_layer *layer, int branch, char na
 
 const struct kind kind_masks = {
     .name = "masks", .summary = "a learned mixture of candidate masks: windows, sinks, strides, blocks",
-    .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
+    .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = mixture_cache_close, .decode = decode, .cost = cost, .report = report,
     .branch_name = branch_name, .switch_off = switch_off,
 };

@@ -139,10 +139,21 @@ static enum status find_row(const struct attention_layer *layer, const char *par
     return *row ? STATUS_OK : error_set(STATUS_FAILED, "parameter %s: not in the table", name);
 }
 
+/* All blocks and a window over everything, without the compressed branch. */
+static void cover(struct attention_layer *layer, int64_t length) {
+    struct nsa_settings *settings = layer->settings;
+    const int64_t blocks = (length + settings->block - 1) / settings->block;
+    settings->select = blocks > NSA_SELECT_LEAST ? blocks : NSA_SELECT_LEAST;
+    settings->window = length;
+    settings->anneal = NSA_ANNEAL_NEVER;
+    settings->uncompressed = true;
+}
+
 static enum status bind(struct attention_layer *layer) {
     struct nsa_bound *bound = NULL;
     TRY(memory_new(1, sizeof *bound, "a kind's parameters", &bound));
     layer->bound = bound;
+    if (((const struct nsa_settings *)layer->settings)->uncompressed) bound->off = 1u << NSA_COMPRESSED;
     TRY(find_row(layer, "key.w1", &bound->keys.w1));
     TRY(find_row(layer, "key.b1", &bound->keys.b1));
     TRY(find_row(layer, "key.w2", &bound->keys.w2));
@@ -218,7 +229,7 @@ static enum status switch_off(struct attention_layer *layer, uint32_t branches) 
 
 const struct kind kind_nsa = {
     .name = "nsa", .summary = "compressed blocks, the blocks that they single out, and a window", .reads_x = true,
-    .configure = configure, .add_params = add_params, .bind = bind, .plan = nsa_plan, .forward = nsa_forward,
+    .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = nsa_plan, .forward = nsa_forward,
     .backward = nsa_backward, .cache_open = nsa_cache_open, .cache_close = nsa_cache_close, .decode = nsa_decode, .cost = cost,
     .report = report, .branch_name = branch_name, .switch_off = switch_off,
 };

@@ -7,12 +7,16 @@
 
 enum nsa_branch { NSA_COMPRESSED = 0, NSA_SELECTED, NSA_WINDOW, NSA_BRANCHES };
 
+/* Blocks that are chosen at least: a document's first and a query's last two always are. */
+enum { NSA_SELECT_LEAST = 3 };
+
 struct nsa_settings {
     int64_t compress, stride, block; /* tokens: l, d, l' */
     int64_t select, window;          /* n blocks, w tokens; 0: without */
     int64_t select_group;            /* query heads that select together */
     int apart;                       /* union: false */
     int anneal;                      /* enum nsa_anneal */
+    bool uncompressed;               /* the compressed branch is off, for the ladder */
     double select_weight;
     double gates[]; /* [H·columns] where the gates' biases start */
 };

@@ -9,6 +9,8 @@
 
 const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, &kind_nsa, NULL};
 
+bool kind_is_full(const struct kind *kind) { return kind == &kind_full; }
+
 const struct kind *kind_find(const char *name) {
     for (int i = 0; kind_table[i]; i++) {
         if (strcmp(kind_table[i]->name, name) == 0) return kind_table[i];

@@ -64,7 +64,7 @@ static enum status add_baselines(const struct eval_command *o, const struct load
 
 static bool has_kinds(const struct model *model) {
     for (int64_t l = 0; l < model->config.layers; l++) {
-        if (strcmp(model->layers[l].kind->name, "full") != 0) return true;
+        if (!kind_is_full(model->layers[l].kind)) return true;
     }
     return false;
 }

@@ -97,7 +97,7 @@ static enum status full_coverage(const struct ladder *ladder, struct ladder_rung
         not_measured(rung, "no teacher beside the model");
         return STATUS_OK;
     }
-    enum status status = variant_covered(s->teacher, s->rules, s->rule_count, ladder->length, s->seed, &covered);
+    enum status status = model_covered(s->teacher, "ladder", s->rules, s->rule_count, ladder->length, s->seed, &covered);
     if (status == STATUS_NOT_FOUND) {
         not_measured(rung, error_message());
         error_clear();

@@ -1,5 +1,4 @@
-/* Students to put beside a student: its own kinds untrained, no attention, a window alone at its density, full
- * coverage. All share the teacher's values. Model them with model_free. */
+/* Students to put beside a student: its own kinds untrained, no attention, a window alone at its density. All share the teacher's values. Model them with model_free. */
 #ifndef SQUINT_EVAL_VARIANTS_H
 #define SQUINT_EVAL_VARIANTS_H
 
@@ -16,11 +15,6 @@ enum status variant_no_attention(const struct model *teacher, const struct model
  * the mean of the others; STATUS_NOT_FOUND when none has one. */
 enum status variant_window(const struct model *teacher, const struct model *student, int64_t length, int64_t *narrowest,
                            int64_t *widest, struct model *out);
-/* The student's kinds, untrained, their options changed so that every query reads everything up to `length`: must equal
- * the teacher. STATUS_NOT_FOUND names a kind that has no such form. */
-enum status variant_covered(const struct model *teacher, const struct config_attention *rules, size_t rule_count,
-                            int64_t length, uint64_t seed, struct model *out);
-
 /* The w of 1 … length whose causal window reads a share of the pairs nearest to `density`. */
 int64_t variant_window_width(double density, int64_t length);
 

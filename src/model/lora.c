@@ -37,7 +37,7 @@ enum status lora_add(struct model *model) {
                               .init_std = 1.0 / sqrt((double)in),
                               .decay = true,
                               .lora = true,
-                              .fixed = model->lora.fixed};
+                              .constant = model->lora.fixed};
             struct param b = {.rank = 2, .shape = {out, rank}, .init = INIT_ZERO, .decay = true, .lora = true};
             snprintf(a.name, sizeof a.name, "h.%lld.%s.lora_a", (long long)l, parts[part]);
             snprintf(b.name, sizeof b.name, "h.%lld.%s.lora_b", (long long)l, parts[part]);

@@ -7,12 +7,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static enum status take_layers(struct model *model, const char *where, const struct config_attention *rules, size_t count) {
+/* cover: 0, or the length up to which every layer is to read everything. */
+static enum status take_layers(struct model *model, const char *where, const struct config_attention *rules, size_t count,
+                               int64_t cover) {
     TRY(memory_new((size_t)model->config.layers, sizeof *model->layers, "layers", &model->layers));
     TRY(attention_configure(where, rules, count, &model->config, model->layers));
     for (int64_t l = 0; l < model->config.layers; l++) {
         struct attention_layer *layer = &model->layers[l];
         layer->params = &model->params;
+        if (cover > 0 && !kind_is_full(layer->kind)) {
+            if (!layer->kind->cover) {
+                return error_set(STATUS_NOT_FOUND, "kind %s: has no form that reads everything", layer->kind->name);
+            }
+            layer->kind->cover(layer, cover);
+        }
         if (layer->kind->add_params) TRY(layer->kind->add_params(layer, &model->params));
     }
     return STATUS_OK;
@@ -31,7 +39,7 @@ enum status model_new(const struct ops *ops, const struct model_config *config, 
     char *all[] = {"all"};
     *model = (struct model){.config = *config};
     TRY_GOTO(done, params_new(ops, config, &model->params));
-    TRY_GOTO(done, take_layers(model, "", NULL, 0));
+    TRY_GOTO(done, take_layers(model, "", NULL, 0, 0));
     TRY_GOTO(done, params_own(&model->params, all, 1));
     TRY_GOTO(done, params_place(&model->params, train));
     TRY_GOTO(done, bind_layers(model));
@@ -50,13 +58,27 @@ enum status model_student(const struct model *teacher, const char *where, const 
     enum status status = STATUS_OK;
     *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
     TRY_GOTO(done, params_share(&teacher->params, &student->params));
-    TRY_GOTO(done, take_layers(student, where, rules, rule_count));
+    TRY_GOTO(done, take_layers(student, where, rules, rule_count, 0));
     TRY_GOTO(done, params_lora(patterns, pattern_count, &student->lora));
     if (student->lora.rank > 0) TRY_GOTO(done, lora_add(student));
     TRY_GOTO(done, params_own(&student->params, patterns, pattern_count));
     TRY_GOTO(done, params_place(&student->params, train));
     TRY_GOTO(done, params_initialise(&student->params, seed, true));
     TRY_GOTO(done, lora_start(student, seed));
+    TRY_GOTO(done, bind_layers(student));
+done:
+    if (status != STATUS_OK) model_free(student);
+    return status;
+}
+
+enum status model_covered(const struct model *teacher, const char *where, const struct config_attention *rules, size_t rule_count,
+                          int64_t length, uint64_t seed, struct model *student) {
+    enum status status = STATUS_OK;
+    *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
+    TRY_GOTO(done, params_share(&teacher->params, &student->params));
+    TRY_GOTO(done, take_layers(student, where, rules, rule_count, length));
+    TRY_GOTO(done, params_place(&student->params, false));
+    TRY_GOTO(done, params_initialise(&student->params, seed, true));
     TRY_GOTO(done, bind_layers(student));
 done:
     if (status != STATUS_OK) model_free(student);

@@ -25,6 +25,10 @@ enum status model_initialise(struct model *model, uint64_t seed);
 enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
                           size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
                           struct model *student);
+/* An untrained student whose kinds read everything up to `length`: it must equal the teacher. STATUS_NOT_FOUND names a kind that has no
+ * such form. */
+enum status model_covered(const struct model *teacher, const char *where, const struct config_attention *rules, size_t rule_count,
+                          int64_t length, uint64_t seed, struct model *student);
 void model_free(struct model *model); /* NULL-safe */
 /* Makes the learned position table reach `length` as config.positions_beyond says; nothing to do when it does, or when positions are
  * rotary. Before students are made. STATUS_USAGE when positions beyond the table are refused. */

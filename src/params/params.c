@@ -306,7 +306,7 @@ enum status params_train(struct params *params, char *const *patterns, size_t co
     for (int64_t i = 0; i < params->count; i++) {
         struct param *row = &params->rows[i];
         row->trained = false;
-        for (size_t p = 0; p < count && !row->trained; p++) row->trained = !row->fixed && params_match(row, patterns[p]);
+        for (size_t p = 0; p < count && !row->trained; p++) row->trained = params_match(row, patterns[p]);
         if (!row->trained) continue;
         if (!tensor_present(row->grad)) {
             return error_set(STATUS_FAILED, "parameter %s: cannot train, it has no gradient of its own", row->name);

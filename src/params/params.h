@@ -30,9 +30,8 @@ struct param {
     bool decay;                 /* weight decay applies: matrices, not biases, norms or kinds' own numbers */
     bool sparse;                /* the proximal L1 step applies */
     bool added;                 /* by a kind ("new") */
-    bool constant;              /* drawn, never trained: no pattern names it. Kept with the others in checkpoints and exports */
+    bool constant;              /* never trained once it is drawn: no pattern names it. Kept with the others in checkpoints and exports */
     bool lora;                  /* added by LoRA */
-    bool fixed;                 /* never trains, whatever a stage names; kept in checkpoints as it is */
     bool owned;                 /* value lies in this table's own block */
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */

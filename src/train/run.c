@@ -169,7 +169,7 @@ void run_close(struct run *run) {
 static enum status check_weights(const struct run *run, const struct config_stage *stage) {
     for (int64_t l = 0; stage->weights && l < run->student.config.layers; l++) {
         const struct kind *kind = run->student.layers[l].kind;
-        if (kind->has_weights || strcmp(kind->name, "full") == 0) continue;
+        if (kind->has_weights || kind_is_full(kind)) continue;
         return error_set(STATUS_USAGE,
                          "%s:%d: stages.%s.weights: layer %lld is of kind %s, whose weights are not positive on every "
                          "pair; expected kinds that have a cross-entropy to the teacher's, such as kerformer",

@@ -228,7 +228,7 @@ static void test_baselines(void **state) {
     CHECK_OK(variant_untrained(&teacher, rules, 1, 1, &untrained));
     CHECK_OK(variant_no_attention(&teacher, &student, &nothing));
     CHECK_OK(variant_window(&teacher, &student, 32, &narrowest, &widest, &window));
-    CHECK_OK(variant_covered(&teacher, rules, 1, 32, 1, &covered));
+    CHECK_OK(model_covered(&teacher, "test", rules, 1, 32, 1, &covered));
     const struct evaluate_row rows[] = {
         {"untrained", &untrained}, {"none", &nothing}, {"window", &window}, {"covered", &covered}};
     CHECK_OK(evaluate_run(&teacher, rows, 4, &windows, &options, alone, f));

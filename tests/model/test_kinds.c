@@ -217,7 +217,7 @@ static void test_covered(void **state) {
         struct config_attention rule = rule_of(&choices[n], options);
         struct model covered;
         set_up(&s, &choices[n]);
-        CHECK_OK(variant_covered(&s.teacher, &rule, 1, LENGTH, 1, &covered));
+        CHECK_OK(model_covered(&s.teacher, "test", &rule, 1, LENGTH, 1, &covered));
         forward(&s, &s.teacher, NULL, expected);
         forward(&s, &covered, NULL, found);
         for (int i = 0; i < BATCH * LENGTH * 12; i++)
@@ -231,7 +231,7 @@ static void test_covered(void **state) {
     struct config_attention rule = rule_of(&performer, options);
     set_up(&s, &performer);
     struct model covered;
-    CHECK_STATUS(STATUS_NOT_FOUND, variant_covered(&s.teacher, &rule, 1, LENGTH, 1, &covered));
+    CHECK_STATUS(STATUS_NOT_FOUND, model_covered(&s.teacher, "test", &rule, 1, LENGTH, 1, &covered));
     tear_down(&s);
 }
 
