@@ -63,8 +63,8 @@ static real find_least(const real *x, int64_t n, int64_t count, real *best) {
 
 enum { FEW = 64 };
 
-/* The count-th largest of x [0, n), and in *larger how many are larger than it. x has room for whole LANES; n at most FEW.
- * +inf when some are not numbers and too few are left. */
+/* The count-th largest of x [0, n), and in *larger how many are larger than it. x has room for whole LANES; n at most
+ * FEW. +inf when some are not numbers and too few are left. */
 static real find_nth(const real *x, int64_t n, int64_t count, int64_t *larger) {
     real nth = REAL_INFINITY;
     int32_t most = 0;
@@ -95,8 +95,8 @@ static real find_bound(const real *x, int64_t n, int64_t count, int64_t lanes) {
     return find_nth(most, lanes, count, &larger);
 }
 
-/* The usual case, without branches that depend on the numbers: the few that reach a bound are ranked. Writes first + index,
- * ascending; false: too many reach it, or some are not numbers. */
+/* The usual case, without branches that depend on the numbers: the few that reach a bound are ranked. Writes first +
+ * index, ascending; false: too many reach it, or some are not numbers. */
 static bool choose_few(const real *x, int64_t n, int64_t count, int32_t first, int32_t *out) {
     real found[FEW + LANES];
     int32_t index[FEW + LANES];

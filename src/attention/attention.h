@@ -40,6 +40,7 @@ struct attention_pass {
     struct tensor q, k, v;    /* [B,T,H,D], [B,T,G,D], [B,T,G,D]: strided views; rotary positions applied */
     struct tensor start;      /* [B,T] I32 */
     struct tensor positions;  /* [B,T] I32, counted from the document's start */
+    struct tensor frequencies; /* [D/2] of rotary positions, as struct rope; none: positions are learned */
     struct tensor o;          /* [B,T,H,D] */
     void *saved;              /* what the kind's plan made for this layer */
     struct attention_context context;
@@ -60,6 +61,7 @@ struct attention_decode_pass {
     int64_t position;        /* index of this token in its sequence, from 0 */
     const int32_t *start;    /* host [B]: index of the first token of the current document of each sequence */
     struct tensor x;         /* [B,C] */
+    struct tensor positions, frequencies; /* [B] I32, counted from the document's start; as above */
     struct tensor q, k, v;   /* [B,H,D], [B,G,D], [B,G,D] */
     struct tensor o;         /* [B,H,D] */
 };

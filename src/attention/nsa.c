@@ -1,6 +1,7 @@
 /* The kind `nsa`: compressed blocks, chosen blocks and a window (docs/attention.md; Yuan et al. 2025, arXiv 2502.11089).
- * Options: compress (l), stride (d), block (l'), select (n), window (w), select_group, union: true | false, anneal: false |
- * attention | kl | true, select_weight. Parameters: h.N.attn.nsa.{key,value}.{w1,b1,w2,places}, h.N.attn.nsa.gate.{weight,bias}. */
+ * Options: compress (l), stride (d), block (l'), select (n), window (w), select_group, union: true | false, branch_kv: shared |
+ * separate, anneal: false | attention | kl | true, select_weight. Parameters: h.N.attn.nsa.{key,value}.{w1,b1,w2,places},
+ * h.N.attn.nsa.gate.{weight,bias}; of branches with keys and values of their own h.N.attn.nsa.{compressed,window}_kv.{weight,bias}. */
 #include "attention/nsa.h"
 
 #include "attention/kinds.h"
@@ -61,9 +62,9 @@ static void start_gates(struct nsa_settings *s, int64_t heads) {
 
 static enum status read_options(const char *where, const struct config_attention *rule, const struct model_config *model,
                                 struct nsa_settings *s) {
-    static const char *const known[] = {"compress", "stride", "block", "select", "window", "select_group", "union", "anneal",
-                                        "select_weight"};
-    static const char *const unions[] = {"true", "false"}, *const anneals[] = {"false", "attention", "kl", "true"};
+    static const char *const known[] = {"compress", "stride", "block", "select", "window", "select_group", "union", "branch_kv",
+                                        "anneal", "select_weight"};
+    static const char *const unions[] = {"true", "false"}, *const kvs[] = {"shared", "separate"}, *const anneals[] = {"false", "attention", "kl", "true"};
     *s = (struct nsa_settings){.compress = 32, .stride = 16, .block = 64, .select = 16, .window = 512, .select_weight = 1};
     s->select_group = model->heads / model->kv_heads;
     TRY(options_check_known(where, rule, known, sizeof known / sizeof *known));
@@ -74,6 +75,7 @@ static enum status read_options(const char *where, const struct config_attention
     TRY(read_count(where, rule, "window", 0, &s->window));
     TRY(read_count(where, rule, "select_group", 1, &s->select_group));
     TRY(options_choice(where, rule, "union", unions, 2, &s->apart));
+    TRY(options_choice(where, rule, "branch_kv", kvs, 2, &s->separate));
     TRY(options_choice(where, rule, "anneal", anneals, 4, &s->anneal));
     const struct config_option *weight = options_find(rule, "select_weight");
     if (weight && weight->count != 1) return options_wrong(where, rule, weight, "one number", "a list");
@@ -122,8 +124,39 @@ static enum status add_compressor(const struct attention_layer *layer, struct pa
     return add_row(layer, params, part, (struct param){.rank = 2, .shape = {s->compress, width}});
 }
 
+/* A branch's own projections of keys and values, copies of the layer's: [2·G·D, C] or, of the bias, [2·G·D]. */
+static enum status add_copy(const struct attention_layer *layer, struct params *params, enum nsa_branch branch, const char *what) {
+    const struct model_config *m = layer->model;
+    const int64_t queries = m->heads * m->head_width, rows = 2 * m->kv_heads * m->head_width;
+    char name[64], part[32];
+    snprintf(name, sizeof name, "h.%lld.attn.qkv.%s", (long long)layer->layer, what);
+    const struct param *from = params_find(params, name);
+    if (!from) return STATUS_OK; /* a model without biases */
+    const int64_t width = from->rank == 2 ? from->shape[1] : 1;
+    double *values = NULL;
+    TRY(memory_new((size_t)(rows * width), sizeof *values, "a copy of projections", &values));
+    enum status status = params->ops->download(params->ops, tensor_rows(from->value, queries, rows), values);
+    for (int64_t n = rows * width; from->value.dtype == DTYPE_F32 && n-- > 0;) {
+        float value;
+        memcpy(&value, (float *)(void *)values + n, sizeof value);
+        values[n] = (double)value;
+    }
+    struct param row = {.rank = from->rank, .shape = {rows, width}, .init = INIT_VALUES, .init_values = values,
+                        .decay = from->decay, .added = true};
+    snprintf(part, sizeof part, "%s_kv.%s", branch_names[branch], what);
+    row_name(layer, part, row.name);
+    if (status == STATUS_OK) status = params_add(params, &row, rows * width);
+    free(values);
+    return status;
+}
+
 static enum status add_params(const struct attention_layer *layer, struct params *params) {
     const struct nsa_settings *s = layer->settings;
+    for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++) {
+        if (!nsa_own_kv(s, n)) continue;
+        TRY(add_copy(layer, params, n, "weight"));
+        TRY(add_copy(layer, params, n, "bias"));
+    }
     const int64_t gates = layer->model->heads * nsa_gate_columns(s);
     TRY(add_compressor(layer, params, "key"));
     TRY(add_compressor(layer, params, "value"));
@@ -162,6 +195,15 @@ static enum status bind(struct attention_layer *layer) {
     TRY(find_row(layer, "value.b1", &bound->values.b1));
     TRY(find_row(layer, "value.w2", &bound->values.w2));
     TRY(find_row(layer, "value.places", &bound->values.places));
+    for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++) {
+        char name[64], part[32];
+        if (!nsa_own_kv(layer->settings, n)) continue;
+        snprintf(part, sizeof part, "%s_kv.weight", branch_names[n]);
+        TRY(find_row(layer, part, &bound->kv[n]));
+        snprintf(part, sizeof part, "%s_kv.bias", branch_names[n]);
+        row_name(layer, part, name);
+        bound->kv_bias[n] = params_find(layer->params, name);
+    }
     TRY(find_row(layer, "gate.weight", &bound->gate));
     return find_row(layer, "gate.bias", &bound->gate_bias);
 }
@@ -198,7 +240,7 @@ static enum status cost(const struct attention_layer *layer, int64_t length, str
         .density = (distinct + compressed) / (0.5 * tokens * (tokens + 1)),
         .flops = ((double)m->heads * width * (4 * exact + (coarse ? 4 : 2) * compressed) +
                   (scores ? (coarse ? 2 : 1) * (double)m->kv_heads * blocks * a_block : 0)) / tokens,
-        .decode_bytes = 2 * (tokens + blocks) * (double)m->kv_heads * width * sizeof(float),
+        .decode_bytes = 2 * (tokens * (1 + nsa_own_kv(s, NSA_COMPRESSED) + nsa_own_kv(s, NSA_WINDOW)) + blocks) * (double)m->kv_heads * width * sizeof(float),
     };
     return STATUS_OK;
 }

@@ -15,6 +15,7 @@ struct nsa_settings {
     int64_t select, window;          /* n blocks, w tokens; 0: without */
     int64_t select_group;            /* query heads that select together */
     int apart;                       /* union: false */
+    int separate;                    /* branch_kv: separate */
     int anneal;                      /* enum nsa_anneal */
     bool uncompressed;               /* the compressed branch is off, for the ladder */
     double select_weight;
@@ -30,6 +31,7 @@ struct nsa_compressor {
 struct nsa_bound {
     struct nsa_compressor keys, values;
     const struct param *gate, *gate_bias;
+    const struct param *kv[NSA_BRANCHES], *kv_bias[NSA_BRANCHES]; /* of branches with keys and values of their own, else NULL */
     uint32_t off; /* branches that are switched off, a bit each */
     /* Of the last training pass that looked: means over the last queries of its sequences. */
     double gate_means[NSA_BRANCHES], outside;
@@ -45,6 +47,10 @@ static inline int64_t nsa_lists(const struct attention_layer *layer) {
 }
 static inline bool nsa_on(const struct attention_layer *layer, enum nsa_branch branch) {
     return !(((const struct nsa_bound *)layer->bound)->off >> branch & 1);
+}
+/* Whether a branch has keys and values of its own: `selected` keeps the layer's. */
+static inline bool nsa_own_kv(const struct nsa_settings *s, enum nsa_branch branch) {
+    return s->separate && (branch == NSA_COMPRESSED || (branch == NSA_WINDOW && s->apart && s->window > 0));
 }
 /* Whether blocks are chosen, and compressed blocks are needed at all. */
 static inline bool nsa_selects(const struct attention_layer *layer) {
@@ -62,6 +68,11 @@ enum status nsa_backward(const struct attention_layer *layer, const struct atten
 /* out [.., D] and pre of compressed blocks of x [B,T,G,D]. */
 struct block_compress nsa_compress(const struct attention_layer *layer, const struct nsa_compressor *rows,
                                    struct tensor x, struct tensor start, struct tensor out, struct tensor pre);
+/* A branch's own keys and values of x [N,C], rotary positions applied: kv [N,2·G·D]. */
+enum status nsa_project(const struct attention_layer *layer, const struct ops *ops, enum nsa_branch branch, struct tensor x,
+                        struct tensor positions, struct tensor frequencies, struct tensor kv);
+/* Its keys (part 0) or values (part 1): [B,T,G,D]. */
+struct tensor nsa_kv_part(const struct attention_layer *layer, struct tensor kv, int64_t batch, int64_t length, int part);
 /* logits [N,H·columns] of the gates from the layer's normed input [N,C]. */
 enum status nsa_gate_logits(const struct attention_layer *layer, const struct ops *ops, struct tensor x,
                             struct tensor logits);

@@ -8,7 +8,8 @@
 
 struct attention_cache {
     int64_t batch, length, lists, capacity; /* capacity: slots that one list can hold */
-    struct tensor k, v;                     /* [B,T,G,D] */
+    struct tensor k[NSA_BRANCHES], v[NSA_BRANCHES]; /* [B,T,G,D]; only branches with their own, and `selected` */
+    struct tensor kv;                       /* [B,2·G·D] a branch's own of one token */
     struct tensor keys, values;             /* [B,Nb,G,D] compressed */
     struct tensor start, out, pre;          /* compressing one block: [1,l] zeros, [1,1,G,D], [1,1,G,2D] */
     struct tensor places, chosen;           /* [B,3], [B,lists,select] */
@@ -23,8 +24,12 @@ static void place(const struct attention_layer *layer, struct arena *arena, cons
     const struct nsa_settings *s = layer->settings;
     const struct model_config *m = layer->model;
     const int64_t blocks = compressed_bound(c->length, s->compress, s->stride), width = m->head_width;
-    c->k = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
-    c->v = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
+    for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++) {
+        if (n != NSA_SELECTED && !nsa_own_kv(s, n)) continue;
+        c->k[n] = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
+        c->v[n] = arena_4d(arena, ops->real, c->batch, c->length, m->kv_heads, width);
+    }
+    c->kv = arena_2d(arena, ops->real, c->batch, 2 * m->kv_heads * width);
     c->keys = arena_4d(arena, ops->real, c->batch, blocks, m->kv_heads, width);
     c->values = arena_4d(arena, ops->real, c->batch, blocks, m->kv_heads, width);
     c->start = arena_2d(arena, DTYPE_I32, 1, s->compress);
@@ -60,8 +65,13 @@ enum status nsa_cache_open(const struct attention_layer *layer, const struct ops
     TRY_GOTO(done, memory_new((size_t)tensor_count(c->slot_counts), sizeof(int32_t), "slot counts", &c->host_counts));
     TRY_GOTO(done, memory_new((size_t)s->compress, sizeof *zeros, "document starts", &zeros));
     TRY_GOTO(done, ops->upload(ops, c->start, zeros));
-    const struct tensor caches[] = {c->k, c->v, c->keys, c->values};
-    for (int n = 0; n < 4; n++) TRY_GOTO(done, ops->fill(ops, caches[n], 0));
+    TRY_GOTO(done, ops->fill(ops, c->keys, 0));
+    TRY_GOTO(done, ops->fill(ops, c->values, 0));
+    for (int n = 0; n < NSA_BRANCHES; n++) {
+        if (!tensor_present(c->k[n])) continue;
+        TRY_GOTO(done, ops->fill(ops, c->k[n], 0));
+        TRY_GOTO(done, ops->fill(ops, c->v[n], 0));
+    }
 done:
     free(zeros);
     if (status != STATUS_OK) {
@@ -98,7 +108,8 @@ static enum status complete_block(const struct attention_layer *layer, struct at
     const struct nsa_settings *s = layer->settings;
     const struct nsa_bound *bound = layer->bound;
     const struct ops *ops = pass->ops;
-    const struct tensor from[] = {c->k, c->v}, to[] = {c->keys, c->values};
+    const enum nsa_branch source = nsa_own_kv(s, NSA_COMPRESSED) ? NSA_COMPRESSED : NSA_SELECTED;
+    const struct tensor from[] = {c->k[source], c->v[source]}, to[] = {c->keys, c->values};
     const struct nsa_compressor *rows[] = {&bound->keys, &bound->values};
     for (int n = 0; n < 2; n++) {
         struct tensor x = tensor_rows(from[n], b, 1);
@@ -112,11 +123,27 @@ static enum status complete_block(const struct attention_layer *layer, struct at
     return STATUS_OK;
 }
 
+/* This token's keys and values into every cache. */
+static enum status store(const struct attention_layer *layer, struct attention_cache *c,
+                         const struct attention_decode_pass *pass) {
+    const struct ops *ops = pass->ops;
+    const struct tensor positions = tensor_2d(pass->positions.data, DTYPE_I32, c->batch, 1);
+    TRY(ops->copy(ops, pass->k, slot_of(c->k[NSA_SELECTED], 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, pass->v, slot_of(c->v[NSA_SELECTED], 0, c->batch, pass->position)));
+    for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++) {
+        if (!nsa_own_kv(layer->settings, n)) continue;
+        TRY(nsa_project(layer, ops, n, pass->x, positions, pass->frequencies, c->kv));
+        const struct tensor k = nsa_kv_part(layer, c->kv, c->batch, 1, 0), v = nsa_kv_part(layer, c->kv, c->batch, 1, 1);
+        TRY(ops->copy(ops, slot_of(k, 0, c->batch, 0), slot_of(c->k[n], 0, c->batch, pass->position)));
+        TRY(ops->copy(ops, slot_of(v, 0, c->batch, 0), slot_of(c->v[n], 0, c->batch, pass->position)));
+    }
+    return STATUS_OK;
+}
+
 static enum status take_in(const struct attention_layer *layer, struct attention_cache *c,
                            const struct attention_decode_pass *pass) {
     const struct nsa_settings *s = layer->settings;
-    TRY(pass->ops->copy(pass->ops, pass->k, slot_of(c->k, 0, c->batch, pass->position)));
-    TRY(pass->ops->copy(pass->ops, pass->v, slot_of(c->v, 0, c->batch, pass->position)));
+    TRY(store(layer, c, pass));
     for (int64_t b = 0; b < c->batch; b++) {
         const int64_t tokens = pass->position - pass->start[b] + 1;
         if (tokens == 1) { /* a new document */
@@ -162,6 +189,7 @@ static enum status attend(const struct attention_layer *layer, struct attention_
     const struct ops *ops = pass->ops;
     const struct model_config *m = layer->model;
     const int64_t together = m->heads / c->lists, share = m->heads / m->kv_heads;
+    const enum nsa_branch source = !chosen && nsa_own_kv(layer->settings, NSA_WINDOW) ? NSA_WINDOW : NSA_SELECTED;
     for (int64_t list = 0; list < c->lists; list++) list_slots(layer, c, pass, list, chosen, window);
     TRY(ops->upload(ops, c->slots, c->host_slots));
     TRY(ops->upload(ops, c->slot_counts, c->host_counts));
@@ -170,7 +198,7 @@ static enum status attend(const struct attention_layer *layer, struct attention_
         const struct tensor slots = tensor_rows(c->slots, list, 1), counts = tensor_rows(c->slot_counts, list, 1);
         const struct attention_decode decode = {
             .q = heads_of(pass->q, 1, head, together), .o = heads_of(o, 1, head, together),
-            .k = heads_of(c->k, 2, group, groups), .v = heads_of(c->v, 2, group, groups),
+            .k = heads_of(c->k[source], 2, group, groups), .v = heads_of(c->v[source], 2, group, groups),
             .slots = tensor_3d(slots.data, DTYPE_I32, c->batch, 1, c->capacity),
             .slot_counts = tensor_2d(counts.data, DTYPE_I32, c->batch, 1), .count = 1,
             .scale = 1 / sqrt((double)m->head_width)};

@@ -14,7 +14,9 @@ struct nsa_saved {
     struct tensor branches[NSA_BRANCHES];             /* [B,T,H,D]; with one softmax, selected is the union */
     struct tensor log_sums[NSA_BRANCHES];             /* [B,H,T] */
     struct tensor chosen;                             /* [B,T,lists,select], or as many as annealing begins with */
+    struct tensor kv[NSA_BRANCHES];                   /* [B·T,2·G·D] of branches with their own */
     /* train */
+    struct tensor d_kv; /* [B·T,2·G·D] */
     struct tensor d_branch, d_keys, d_values, d_logits, losses, loss;
 };
 
@@ -38,7 +40,11 @@ enum status nsa_plan(const struct attention_layer *layer, struct arena *arena, i
     const int64_t every = (length + s->block - 1) / s->block;
     const int64_t select = train && s->anneal && s->select > 0 && every > s->select ? every : s->select;
     if (select > 0) p->chosen = arena_4d(arena, DTYPE_I32, batch, length, nsa_lists(layer), select);
+    const int64_t kv_width = 2 * m->kv_heads * width;
+    for (int n = 0; n < NSA_BRANCHES; n++)
+        if (nsa_own_kv(s, n)) p->kv[n] = arena_2d(arena, ops->real, batch * length, kv_width);
     if (train) {
+        if (s->separate) p->d_kv = arena_2d(arena, ops->real, batch * length, kv_width);
         p->d_branch = arena_4d(arena, ops->real, batch, length, m->heads, width);
         p->d_keys = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
         p->d_values = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
@@ -92,13 +98,39 @@ struct block_compress nsa_compress(const struct attention_layer *layer, const st
                                    .compress = (int32_t)s->compress, .stride = (int32_t)s->stride};
 }
 
+enum status nsa_project(const struct attention_layer *layer, const struct ops *ops, enum nsa_branch branch, struct tensor x,
+                        struct tensor positions, struct tensor frequencies, struct tensor kv) {
+    const struct nsa_bound *bound = layer->bound;
+    const struct param *bias = bound->kv_bias[branch];
+    const struct gemm gemm = {.a = x, .b = bound->kv[branch]->value, .c = kv, .bias = bias ? bias->value : tensor_none(),
+                              .transpose_b = true, .alpha = 1};
+    TRY(ops->gemm(ops, &gemm));
+    if (!tensor_present(frequencies)) return STATUS_OK;
+    const struct rope rope = {.x = nsa_kv_part(layer, kv, positions.shape[0], positions.shape[1], 0), .positions = positions,
+                              .frequencies = frequencies};
+    return ops->rope(ops, &rope);
+}
+
+struct tensor nsa_kv_part(const struct attention_layer *layer, struct tensor kv, int64_t batch, int64_t length, int part) {
+    const struct model_config *m = layer->model;
+    const int64_t width = m->kv_heads * m->head_width;
+    return tensor_split_heads(tensor_columns(kv, part * width, width), batch, length, m->kv_heads, m->head_width);
+}
+
+/* Keys (part 0) or values (part 1) of a branch. */
+static struct tensor kv_of(const struct nsa_run *r, enum nsa_branch branch, int part) {
+    if (nsa_own_kv(r->s, branch))
+        return nsa_kv_part(r->layer, r->saved->kv[branch], r->pass->batch, r->pass->length, part);
+    return part == 0 ? r->pass->k : r->pass->v;
+}
+
 static struct block_compress compress_keys(const struct nsa_run *r) {
-    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->keys, r->pass->k, r->pass->start,
+    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->keys, kv_of(r, NSA_COMPRESSED, 0), r->pass->start,
                         r->saved->keys, r->saved->pre_keys);
 }
 
 static struct block_compress compress_values(const struct nsa_run *r) {
-    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->values, r->pass->v, r->pass->start,
+    return nsa_compress(r->layer, &((const struct nsa_bound *)r->layer->bound)->values, kv_of(r, NSA_COMPRESSED, 1), r->pass->start,
                         r->saved->values, r->saved->pre_values);
 }
 
@@ -116,7 +148,7 @@ static struct compressed_attention coarse_of(const struct nsa_run *r) {
 static struct block_attention fine_of(const struct nsa_run *r, enum nsa_branch branch) {
     const bool window = branch == NSA_WINDOW || !r->s->apart;
     return (struct block_attention){
-        .q = r->pass->q, .k = r->pass->k, .v = r->pass->v, .start = r->pass->start,
+        .q = r->pass->q, .k = kv_of(r, branch, 0), .v = kv_of(r, branch, 1), .start = r->pass->start,
         .chosen = branch == NSA_WINDOW ? tensor_none() : r->chosen, .o = r->saved->branches[branch],
         .log_sums = r->saved->log_sums[branch], .block = (int32_t)r->s->block, .window = window ? r->window : 0,
         .scale = r->scale};
@@ -199,6 +231,8 @@ enum status nsa_forward(const struct attention_layer *layer, const struct attent
     const struct ops *ops = pass->ops;
     const struct nsa_run r = run_of(layer, pass);
     const bool coarse = nsa_on(layer, NSA_COMPRESSED);
+    for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++)
+        if (nsa_own_kv(r.s, n)) TRY(nsa_project(layer, ops, n, pass->x, pass->positions, pass->frequencies, r.saved->kv[n]));
     if (coarse || tensor_present(r.chosen)) {
         const struct block_compress keys = compress_keys(&r), values = compress_values(&r);
         TRY(ops->block_compress(ops, &keys));
@@ -249,20 +283,55 @@ static enum status branch_gradient(const struct nsa_run *r, enum nsa_branch n) {
     return r->pass->ops->gate_mix_backward(r->pass->ops, &mix);
 }
 
+/* d_kv of a branch with its own keys and values -> its projections, dx +=. */
+static enum status projection_backward(const struct nsa_run *r, enum nsa_branch branch) {
+    const struct attention_pass *pass = r->pass;
+    const struct ops *ops = pass->ops;
+    const struct nsa_bound *bound = r->layer->bound;
+    const struct param *weight = bound->kv[branch], *bias = bound->kv_bias[branch];
+    const struct tensor d_kv = r->saved->d_kv;
+    if (tensor_present(pass->frequencies)) {
+        const struct rope rope = {.x = nsa_kv_part(r->layer, d_kv, pass->batch, pass->length, 0), .positions = pass->positions,
+                                  .frequencies = pass->frequencies, .inverse = true};
+        TRY(ops->rope(ops, &rope));
+    }
+    if (weight->trained) {
+        const struct gemm weights = {.a = d_kv, .b = pass->x, .c = weight->grad, .transpose_a = true, .accumulate = true,
+                                     .alpha = 1};
+        TRY(ops->gemm(ops, &weights));
+    }
+    if (bias && bias->trained) TRY(ops->bias_backward(ops, d_kv, bias->grad));
+    if (!tensor_present(pass->dx)) return STATUS_OK;
+    const struct gemm back = {.a = d_kv, .b = weight->value, .c = pass->dx, .accumulate = true, .alpha = 1};
+    return ops->gemm(ops, &back);
+}
+
+/* Where the gradients of a branch's keys (part 0) or values (part 1) go. */
+static struct tensor d_kv_of(const struct nsa_run *r, enum nsa_branch branch, int part) {
+    if (nsa_own_kv(r->s, branch)) return nsa_kv_part(r->layer, r->saved->d_kv, r->pass->batch, r->pass->length, part);
+    return part == 0 ? r->pass->dk : r->pass->dv;
+}
+
 static enum status fine_backward(const struct nsa_run *r) {
     const struct attention_pass *pass = r->pass;
     const struct ops *ops = pass->ops;
-    bool first = true;
+    bool first = true, written = false; /* dq and dx; dk and dv of the layer */
     for (enum nsa_branch n = NSA_SELECTED; n < (r->s->apart ? NSA_BRANCHES : NSA_WINDOW); n++) {
         if (!reads(r, n)) continue;
+        const bool own = nsa_own_kv(r->s, n);
         TRY(branch_gradient(r, n));
+        if (first) TRY(gates_backward(r));
         const struct block_attention_backward fine = {
-            .forward = fine_of(r, n), .d_o = r->saved->d_branch, .dq = pass->dq, .dk = pass->dk, .dv = pass->dv,
-            .accumulate_q = !first, .accumulate_kv = !first};
+            .forward = fine_of(r, n), .d_o = r->saved->d_branch, .dq = pass->dq, .dk = d_kv_of(r, n, 0),
+            .dv = d_kv_of(r, n, 1), .accumulate_q = !first, .accumulate_kv = !own && written};
         TRY(ops->block_attention_backward(ops, &fine));
+        if (own) TRY(projection_backward(r, n));
         first = false;
+        written = written || !own;
     }
-    return STATUS_OK;
+    if (written) return STATUS_OK;
+    TRY(ops->fill(ops, pass->dk, 0));
+    return ops->fill(ops, pass->dv, 0);
 }
 
 static enum status compressor_backward(const struct nsa_run *r, const struct nsa_compressor *rows, struct block_compress forward,
@@ -300,13 +369,15 @@ enum status nsa_backward(const struct attention_layer *layer, const struct atten
     if (bound->off) return error_set(STATUS_FAILED, "attention nsa: a branch is switched off; such a layer does not train");
     TRY(fine_backward(&r));
     TRY(branch_gradient(&r, NSA_COMPRESSED));
-    TRY(gates_backward(&r));
     const struct compressed_attention_backward coarse = {
         .forward = coarse_of(&r), .d_o = r.saved->d_branch, .dq = pass->dq, .dk = r.saved->d_keys, .dv = r.saved->d_values,
         .accumulate_q = true};
     TRY(ops->compressed_attention_backward(ops, &coarse));
     const bool learns = pass->context.attention_stage && tensor_present(pass->teacher_q) && r.s->select > 0;
     if (learns && r.s->select_weight > 0) TRY(learn_to_choose(&r));
-    TRY(compressor_backward(&r, &bound->keys, compress_keys(&r), r.saved->d_keys, pass->dk));
-    return compressor_backward(&r, &bound->values, compress_values(&r), r.saved->d_values, pass->dv);
+    const bool own = nsa_own_kv(r.s, NSA_COMPRESSED);
+    if (own) TRY(ops->fill(ops, r.saved->d_kv, 0));
+    TRY(compressor_backward(&r, &bound->keys, compress_keys(&r), r.saved->d_keys, d_kv_of(&r, NSA_COMPRESSED, 0)));
+    TRY(compressor_backward(&r, &bound->values, compress_values(&r), r.saved->d_values, d_kv_of(&r, NSA_COMPRESSED, 1)));
+    return own ? projection_backward(&r, NSA_COMPRESSED) : STATUS_OK;
 }

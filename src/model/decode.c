@@ -69,7 +69,8 @@ static enum status attend(void *user, int64_t layer, struct plan *plan) {
     }
     struct attention_decode_pass pass = {
         .ops = decoder->model->params.ops, .batch = decoder->batch, .position = decoder->position,
-        .start = decoder->start, .x = s->n1, .q = flat[0], .k = flat[1], .v = flat[2], .o = flat[3],
+        .start = decoder->start, .x = s->n1, .positions = plan->positions,
+        .frequencies = model_has_learned_positions(c) ? tensor_none() : plan->frequencies, .q = flat[0], .k = flat[1], .v = flat[2], .o = flat[3],
     };
     const struct attention_layer *attention = &decoder->model->layers[layer];
     return attention->kind->decode(attention, decoder->caches[layer], &pass);

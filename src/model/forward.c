@@ -64,6 +64,7 @@ struct attention_pass attention_pass_of(struct plan *plan, int64_t layer, struct
         .q = views.q, .k = views.k, .v = views.v, .start = plan->start,
         .positions = tensor_2d(plan->positions.data, DTYPE_I32, plan->options.batch, plan->options.length),
         .o = tensor_split_heads(o, plan->options.batch, plan->options.length, c->heads, c->head_width),
+        .frequencies = model_has_learned_positions(c) ? tensor_none() : plan->frequencies,
         .saved = plan->saved[layer].attention, .context = plan->context, .loss = plan->loss,
     };
 }

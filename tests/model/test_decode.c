@@ -205,6 +205,8 @@ static const struct {
     {"nsa without a window", {"compress", "4", "stride", "2", "block", "2", "select", "6", "window", "0"}},
     {"nsa without a choice", {"compress", "4", "stride", "2", "block", "4", "select", "0", "window", "6"}},
     {"nsa without a choice, three gates", {"compress", "4", "stride", "1", "block", "4", "select", "0", "window", "6", "union", "false"}},
+    {"nsa, keys and values apart", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false", "branch_kv", "separate"}},
+    {"nsa, compressed keys and values apart", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "branch_kv", "separate"}},
     {"nsa, longer blocks than documents", {"compress", "64", "stride", "32", "block", "32", "select", "3", "window", "4"}},
 };
 

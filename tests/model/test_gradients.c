@@ -74,10 +74,10 @@ static void make_batch(struct setup *s, const struct row *row) {
 /* Students: a kind and its options. */
 static char *mixture_words[] = {"full", "window(3)", "sinks(1)", "dilated(2,2)"}, *mixture_start[] = {"0.7", "0.4", "-0.3", "0"};
 static char *hedgehog[] = {"hedgehog"}, *exponential[] = {"exp"}, *relu_se[] = {"relu-se"}, *two[] = {"2"}, *zero[] = {"0"};
-static char *eight[] = {"8"}, *half[] = {"0.5"}, *one[] = {"1"}, *four[] = {"4"}, *no[] = {"false"};
+static char *eight[] = {"8"}, *half[] = {"0.5"}, *one[] = {"1"}, *four[] = {"4"}, *no[] = {"false"}, *separate[] = {"separate"};
 static struct student {
     const char *name, *kind;
-    struct config_option options[6];
+    struct config_option options[7];
     size_t count;
     double jitter; /* of its parameters */
 } students[] = {
@@ -96,6 +96,16 @@ static struct student {
     {"nsa, three gates", "nsa", {{.key = "compress", .words = two, .count = 1}, {.key = "stride", .words = one, .count = 1},
                                  {.key = "block", .words = two, .count = 1}, {.key = "select", .words = four, .count = 1},
                                  {.key = "window", .words = two, .count = 1}, {.key = "union", .words = no, .count = 1}}, 6, 0.3},
+    {"nsa, keys and values apart", "nsa",
+     {{.key = "compress", .words = two, .count = 1}, {.key = "stride", .words = one, .count = 1},
+      {.key = "block", .words = two, .count = 1}, {.key = "select", .words = four, .count = 1},
+      {.key = "window", .words = two, .count = 1}, {.key = "union", .words = no, .count = 1},
+      {.key = "branch_kv", .words = separate, .count = 1}}, 7, 0.3},
+    {"nsa without a choice, apart", "nsa",
+     {{.key = "compress", .words = two, .count = 1}, {.key = "stride", .words = one, .count = 1},
+      {.key = "block", .words = two, .count = 1}, {.key = "select", .words = zero, .count = 1},
+      {.key = "window", .words = two, .count = 1}, {.key = "union", .words = no, .count = 1},
+      {.key = "branch_kv", .words = separate, .count = 1}}, 7, 0.3},
 };
 enum { STUDENTS = sizeof students / sizeof *students };
 

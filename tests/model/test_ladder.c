@@ -40,6 +40,8 @@ static const struct subject {
      {{"compress", {"8"}}, {"stride", {"4"}}, {"block", {"8"}}, {"select", {"4"}}, {"window", {"16"}}}},
     {"nsa, three softmaxes", "nsa", true,
      {{"compress", {"4"}}, {"stride", {"4"}}, {"block", {"16"}}, {"select", {"3"}}, {"window", {"5"}}, {"union", {"false"}}}},
+    {"nsa, keys and values apart", "nsa", true,
+     {{"compress", {"4"}}, {"stride", {"2"}}, {"block", {"8"}}, {"select", {"4"}}, {"union", {"false"}}, {"branch_kv", {"separate"}}}},
     {"nsa as published", "nsa", true, {{"window", {"512"}}}},
 };
 
