@@ -22,77 +22,52 @@ struct work {
     double *delta_sums;    /* [B,H,count] */
 };
 
-/* Hands out pieces of a block; without one it only counts (measure, then place). */
-static void *take(char *memory, size_t *used, size_t count, size_t size) {
-    char *piece = memory ? memory + *used : NULL;
-    *used += (count * size + 255) / 256 * 256;
-    return piece;
-}
-
-static void place_block(struct block *block, char *memory, size_t *used, const struct work *w) {
+/* block: NULL while sizing. */
+static void place_block(struct block *block, struct arena *arena, const struct work *w) {
     const size_t rows = (size_t)(BLOCK_ROWS * w->padded), kept = KEPT_ELEMENTS;
     const int tiles = NAME(attention_tile_bound)(w->length);
     struct block b = {.padded = w->padded};
-    b.tiles = take(memory, used, (size_t)tiles, sizeof *b.tiles);
-    b.pieces = take(memory, used, (size_t)CANDIDATES_MAX * BLOCK_ROWS, sizeof *b.pieces);
-    b.q = take(memory, used, rows, sizeof(real));
-    b.out = take(memory, used, rows, sizeof(real));
-    b.scores = take(memory, used, kept, sizeof(real));
-    b.gathered = take(memory, used, (size_t)(w->width * PACK_KEYS), sizeof(real));
+    b.tiles = arena_take(arena, (size_t)tiles * sizeof *b.tiles);
+    b.pieces = arena_take(arena, (size_t)CANDIDATES_MAX * BLOCK_ROWS * sizeof *b.pieces);
+    b.q = arena_take(arena, rows * sizeof(real));
+    b.out = arena_take(arena, rows * sizeof(real));
+    b.scores = arena_take(arena, kept * sizeof(real));
+    b.gathered = arena_take(arena, (size_t)(w->width * PACK_KEYS) * sizeof(real));
     if (w->g) {
-        b.d_o = take(memory, used, rows, sizeof(real));
-        b.d_weights = take(memory, used, kept, sizeof(real));
+        b.d_o = arena_take(arena, rows * sizeof(real));
+        b.d_weights = arena_take(arena, kept * sizeof(real));
     }
-    b.references = take(memory, used, (size_t)KEPT_TILES * BLOCK_ROWS, sizeof(real));
-    if (memory) *block = b;
+    b.references = arena_take(arena, (size_t)KEPT_TILES * BLOCK_ROWS * sizeof(real));
+    if (block) *block = b;
 }
 
 static size_t place(struct work *w, char *memory) {
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     const size_t threads = (size_t)w->ops->device->threads, rows = (size_t)(w->length * w->padded);
     const size_t runs = (size_t)(w->runs * PACK_KEYS * w->width);
-    w->ends = take(memory, &used, (size_t)(w->batch * w->length), sizeof *w->ends);
-    w->blocks = take(memory, &used, threads, sizeof *w->blocks);
-    w->packed = take(memory, &used, (size_t)w->wave, sizeof *w->packed);
-    w->references = take(memory, &used, threads * (size_t)w->length, sizeof(real));
-    for (size_t n = 0; n < threads; n++) place_block(memory ? &w->blocks[n] : NULL, memory, &used, w);
+    w->ends = arena_take(&arena, (size_t)(w->batch * w->length) * sizeof *w->ends);
+    w->blocks = arena_take(&arena, threads * sizeof *w->blocks);
+    w->packed = arena_take(&arena, (size_t)w->wave * sizeof *w->packed);
+    w->references = arena_take(&arena, threads * (size_t)w->length * sizeof(real));
+    for (size_t n = 0; n < threads; n++) place_block(memory ? &w->blocks[n] : NULL, &arena, w);
     for (int64_t n = 0; n < w->wave; n++) {
-        struct packed p = {.k_transposed = take(memory, &used, runs, sizeof(real))};
+        struct packed p = {.k_transposed = arena_take(&arena, runs * sizeof(real))};
         if (w->g) {
-            p.v_transposed = take(memory, &used, runs, sizeof(real));
-            p.k = take(memory, &used, rows, sizeof(real));
-            p.dk = take(memory, &used, rows, sizeof(real));
-            p.dv = take(memory, &used, rows, sizeof(real));
+            p.v_transposed = arena_take(&arena, runs * sizeof(real));
+            p.k = arena_take(&arena, rows * sizeof(real));
+            p.dk = arena_take(&arena, rows * sizeof(real));
+            p.dv = arena_take(&arena, rows * sizeof(real));
         } else {
-            p.v = take(memory, &used, rows, sizeof(real));
+            p.v = arena_take(&arena, rows * sizeof(real));
         }
         if (memory) w->packed[n] = p;
     }
-    if (!w->g) return used;
+    if (!w->g) return arena.used;
     const size_t statistics = (size_t)(w->wave * w->share * w->a->count * w->length);
-    w->deltas = take(memory, &used, statistics, sizeof(real));
-    if (w->all) w->sums = take(memory, &used, statistics, sizeof(real));
-    w->delta_sums = take(memory, &used, (size_t)(w->batch * w->heads * w->a->count), sizeof(double));
-    return used;
-}
-
-/* ends [B,T]: one past the last token of each token's document. Bad starts are refused: they would lead out of memory.
- */
-static enum status find_ends(struct tensor start, int32_t *ends) {
-    const int64_t batch = start.shape[0], length = start.shape[1];
-    for (int64_t b = 0; b < batch; b++) {
-        const int32_t *row = (const int32_t *)start.data + b * start.stride[0];
-        for (int64_t t = 0; t < length; t++)
-            if (row[t] != t && (t == 0 || row[t] != row[t - 1]))
-                return error_set(STATUS_SHAPE,
-                                 "attention: start[%lld,%lld]: expected %lld or its predecessor's, found %d",
-                                 (long long)b, (long long)t, (long long)t, row[t]);
-        for (int64_t t = length - 1, end = length; t >= 0; t--) {
-            ends[b * length + t] = (int32_t)end;
-            if (row[t] == t) end = t;
-        }
-    }
-    return STATUS_OK;
+    w->deltas = arena_take(&arena, statistics * sizeof(real));
+    if (w->all) w->sums = arena_take(&arena, statistics * sizeof(real));
+    w->delta_sums = arena_take(&arena, (size_t)(w->batch * w->heads * w->a->count) * sizeof(double));
+    return arena.used;
 }
 
 static enum status open_work(const struct ops *ops, const struct attention *a, const struct attention_backward *g,
@@ -117,7 +92,7 @@ static enum status open_work(const struct ops *ops, const struct attention *a, c
     size_t stride;
     TRY(device_scratch(ops, 1, place(w, NULL), &memory, &stride));
     place(w, memory);
-    return find_ends(a->start, w->ends);
+    return device_document_ends("attention", a->start, w->ends);
 }
 
 static struct rows rows_of(struct tensor t, int64_t b, int64_t head) {

@@ -16,20 +16,20 @@ struct unit {
 
 static size_t place(const struct block_walk *w, char *memory, void *unit) {
     struct unit *x = unit;
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     const int64_t chunk = at_most(CHUNK_ROWS, w->length);
     const size_t rows = NAME(block_rows_place)(w, memory, &x->rows);
-    used = rows;
-    x->k = blocks_take(memory, &used, w->columns * w->width, sizeof(real));
-    x->v = blocks_take(memory, &used, w->columns * w->padded, sizeof(real));
-    x->q = blocks_take(memory, &used, chunk * w->padded, sizeof(real));
-    x->o = blocks_take(memory, &used, chunk * w->padded, sizeof(real));
-    x->most = blocks_take(memory, &used, chunk, sizeof(real));
-    x->sums = blocks_take(memory, &used, chunk, sizeof(real));
-    x->tile_q = blocks_take(memory, &used, TILE_ROWS * w->padded, sizeof(real));
-    x->part = blocks_take(memory, &used, TILE_ROWS * w->padded, sizeof(real));
-    x->e = blocks_take(memory, &used, TILE_ROWS * w->widest, sizeof(real));
-    return used;
+    arena_take(&arena, rows);
+    x->k = arena_take(&arena, (size_t)(w->columns * w->width) * sizeof(real));
+    x->v = arena_take(&arena, (size_t)(w->columns * w->padded) * sizeof(real));
+    x->q = arena_take(&arena, (size_t)(chunk * w->padded) * sizeof(real));
+    x->o = arena_take(&arena, (size_t)(chunk * w->padded) * sizeof(real));
+    x->most = arena_take(&arena, (size_t)chunk * sizeof(real));
+    x->sums = arena_take(&arena, (size_t)chunk * sizeof(real));
+    x->tile_q = arena_take(&arena, (size_t)(TILE_ROWS * w->padded) * sizeof(real));
+    x->part = arena_take(&arena, (size_t)(TILE_ROWS * w->padded) * sizeof(real));
+    x->e = arena_take(&arena, (size_t)(TILE_ROWS * w->widest) * sizeof(real));
+    return arena.used;
 }
 
 /* Scores of one row become weights relative to the row's maximum so far; returns what earlier outputs are multiplied

@@ -17,21 +17,21 @@ struct unit {
 
 static size_t place(const struct block_walk *w, char *memory, void *unit) {
     struct unit *x = unit;
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     const int64_t chunk = at_most(CHUNK_ROWS, w->length);
     const size_t first = NAME(block_rows_place)(w, memory, &x->rows);
     real **packed[] = {&x->k, &x->dk, &x->dv}, **rows[] = {&x->q, &x->d_o, &x->dq};
     real **tiles[] = {&x->tile_q, &x->tile_d_o, &x->part};
-    used = first;
-    x->k_columns = blocks_take(memory, &used, w->columns * w->width, sizeof(real));
-    x->v_columns = blocks_take(memory, &used, w->columns * w->width, sizeof(real));
-    for (int n = 0; n < 3; n++) *packed[n] = blocks_take(memory, &used, w->columns * w->padded, sizeof(real));
-    for (int n = 0; n < 3; n++) *rows[n] = blocks_take(memory, &used, chunk * w->padded, sizeof(real));
-    for (int n = 0; n < 3; n++) *tiles[n] = blocks_take(memory, &used, TILE_ROWS * w->padded, sizeof(real));
-    x->deltas = blocks_take(memory, &used, chunk, sizeof(real));
-    x->e = blocks_take(memory, &used, TILE_ROWS * w->widest, sizeof(real));
-    x->d = blocks_take(memory, &used, TILE_ROWS * w->widest, sizeof(real));
-    return used;
+    arena_take(&arena, first);
+    x->k_columns = arena_take(&arena, (size_t)(w->columns * w->width) * sizeof(real));
+    x->v_columns = arena_take(&arena, (size_t)(w->columns * w->width) * sizeof(real));
+    for (int n = 0; n < 3; n++) *packed[n] = arena_take(&arena, (size_t)(w->columns * w->padded) * sizeof(real));
+    for (int n = 0; n < 3; n++) *rows[n] = arena_take(&arena, (size_t)(chunk * w->padded) * sizeof(real));
+    for (int n = 0; n < 3; n++) *tiles[n] = arena_take(&arena, (size_t)(TILE_ROWS * w->padded) * sizeof(real));
+    x->deltas = arena_take(&arena, (size_t)chunk * sizeof(real));
+    x->e = arena_take(&arena, (size_t)(TILE_ROWS * w->widest) * sizeof(real));
+    x->d = arena_take(&arena, (size_t)(TILE_ROWS * w->widest) * sizeof(real));
+    return arena.used;
 }
 
 static void take_row(real *e, real *d, int64_t columns, int64_t lo, int64_t hi, real log_sum, real delta) {

@@ -16,13 +16,13 @@ struct work {
 };
 
 static size_t place(struct work *w, char *memory) {
-    size_t used = 0;
-    w->end = blocks_take(memory, &used, w->batch * w->length, sizeof(int32_t));
-    w->base = blocks_take(memory, &used, w->batch * w->length, sizeof(int32_t));
-    w->first = blocks_take(memory, &used, w->blocks, sizeof(int32_t));
-    w->rows = blocks_take(memory, &used, w->most * w->groups * w->compress * w->width, sizeof(real));
-    w->hidden = blocks_take(memory, &used, w->most * w->groups * 2 * w->width, sizeof(real));
-    return used;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
+    w->end = arena_take(&arena, (size_t)(w->batch * w->length) * sizeof(int32_t));
+    w->base = arena_take(&arena, (size_t)(w->batch * w->length) * sizeof(int32_t));
+    w->first = arena_take(&arena, (size_t)w->blocks * sizeof(int32_t));
+    w->rows = arena_take(&arena, (size_t)(w->most * w->groups * w->compress * w->width) * sizeof(real));
+    w->hidden = arena_take(&arena, (size_t)(w->most * w->groups * 2 * w->width) * sizeof(real));
+    return arena.used;
 }
 
 static enum status open_work(const char *operation, const struct ops *ops, const struct block_compress *a,

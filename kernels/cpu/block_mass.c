@@ -27,19 +27,19 @@ struct unit {
 };
 
 static size_t place(const struct work *w, char *memory, struct unit *x) {
-    size_t used = 0;
-    x->teacher = blocks_take(memory, &used, w->unit_groups * w->tokens * w->width, sizeof(real));
-    x->runs = blocks_take(memory, &used, w->unit_groups * w->columns * w->width, sizeof(real));
-    x->keys = blocks_take(memory, &used, w->unit_groups * w->columns * w->padded, sizeof(real));
-    x->d_keys = blocks_take(memory, &used, w->unit_groups * w->columns * w->padded, sizeof(real));
-    x->q = blocks_take(memory, &used, ROWS * w->padded, sizeof(real));
-    x->dq = blocks_take(memory, &used, ROWS * w->padded, sizeof(real));
-    x->e = blocks_take(memory, &used, ROWS * at_least(w->tokens, w->columns), sizeof(real));
-    x->mass = blocks_take(memory, &used, ROWS * w->masses, sizeof(real));
-    x->importance = blocks_take(memory, &used, ROWS * w->masses, sizeof(real));
-    x->units = blocks_take(memory, &used, w->units, sizeof(real));
-    x->p = blocks_take(memory, &used, ROWS * w->a->select_group * w->columns, sizeof(real));
-    return used;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
+    x->teacher = arena_take(&arena, (size_t)(w->unit_groups * w->tokens * w->width) * sizeof(real));
+    x->runs = arena_take(&arena, (size_t)(w->unit_groups * w->columns * w->width) * sizeof(real));
+    x->keys = arena_take(&arena, (size_t)(w->unit_groups * w->columns * w->padded) * sizeof(real));
+    x->d_keys = arena_take(&arena, (size_t)(w->unit_groups * w->columns * w->padded) * sizeof(real));
+    x->q = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
+    x->dq = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
+    x->e = arena_take(&arena, (size_t)(ROWS * at_least(w->tokens, w->columns)) * sizeof(real));
+    x->mass = arena_take(&arena, (size_t)(ROWS * w->masses) * sizeof(real));
+    x->importance = arena_take(&arena, (size_t)(ROWS * w->masses) * sizeof(real));
+    x->units = arena_take(&arena, (size_t)w->units * sizeof(real));
+    x->p = arena_take(&arena, (size_t)(ROWS * w->a->select_group * w->columns) * sizeof(real));
+    return arena.used;
 }
 
 static const int32_t *start_of(const struct work *w, int64_t b) {

@@ -73,16 +73,16 @@ enum status NAME(block_walk_open)(const char *operation, const struct ops *ops, 
 }
 
 size_t NAME(block_rows_place)(const struct block_walk *walk, char *memory, struct block_rows *x) {
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     const int64_t rows = at_most(CHUNK_ROWS, walk->length);
     *x = (struct block_rows){.walk = walk};
-    x->blocks = blocks_take(memory, &used, walk->blocks_most, sizeof *x->blocks);
-    x->offsets = blocks_take(memory, &used, walk->blocks_most + 1, sizeof(int32_t));
-    x->choosers = blocks_take(memory, &used, rows * walk->select, sizeof(int32_t));
-    x->row = blocks_take(memory, &used, rows, sizeof(int32_t));
-    x->lo = blocks_take(memory, &used, rows, sizeof(int32_t));
-    x->hi = blocks_take(memory, &used, rows, sizeof(int32_t));
-    return used;
+    x->blocks = arena_take(&arena, (size_t)walk->blocks_most * sizeof *x->blocks);
+    x->offsets = arena_take(&arena, (size_t)(walk->blocks_most + 1) * sizeof(int32_t));
+    x->choosers = arena_take(&arena, (size_t)(rows * walk->select) * sizeof(int32_t));
+    x->row = arena_take(&arena, (size_t)rows * sizeof(int32_t));
+    x->lo = arena_take(&arena, (size_t)rows * sizeof(int32_t));
+    x->hi = arena_take(&arena, (size_t)rows * sizeof(int32_t));
+    return arena.used;
 }
 
 void NAME(block_rows_sequence)(struct block_rows *x, int64_t b) {

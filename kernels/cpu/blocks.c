@@ -4,16 +4,9 @@
 enum status NAME(documents_find)(const char *operation, struct tensor start, int64_t width, int64_t stride,
                                  bool partial, int32_t *end, int32_t *base) {
     const int64_t batch = start.shape[0], length = start.shape[1];
+    TRY(device_document_ends(operation, start, end));
     for (int64_t b = 0; b < batch; b++) {
         const int32_t *row = (const int32_t *)start.data + b * start.stride[0];
-        for (int64_t t = 0; t < length; t++)
-            if (row[t] != t && (t == 0 || row[t] != row[t - 1]))
-                return error_set(STATUS_SHAPE, "%s: start[%lld,%lld]: expected %lld or its predecessor's, found %d",
-                                 operation, (long long)b, (long long)t, (long long)t, row[t]);
-        for (int64_t t = length - 1, last = length; t >= 0; t--) {
-            end[b * length + t] = (int32_t)last;
-            if (row[t] == t) last = t;
-        }
         for (int64_t t = 0, next = 0, own = 0; t < length; t++) {
             if (row[t] == t) {
                 const int64_t tokens = end[b * length + t] - t;

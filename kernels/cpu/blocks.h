@@ -22,13 +22,6 @@ static inline int64_t blocks_whole(int64_t count, int64_t width, int64_t stride)
     return count < width ? 0 : (count - width) / stride + 1;
 }
 
-/* Hands out pieces of a block of memory; without one it only counts (measure, then place). */
-static inline void *blocks_take(char *memory, size_t *used, int64_t count, size_t size) {
-    char *piece = memory ? memory + *used : NULL;
-    *used += ((size_t)count * size + 255) / 256 * 256;
-    return piece;
-}
-
 static inline struct rows blocks_rows(struct tensor t, int64_t b, int64_t head) {
     return (struct rows){real_data(t) + b * t.stride[0] + head * t.stride[2], t.stride[1]};
 }

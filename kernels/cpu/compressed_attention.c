@@ -24,24 +24,24 @@ struct row_block {
 };
 
 static size_t place(struct work *w, char *memory) {
-    size_t used = 0;
-    w->end = blocks_take(memory, &used, w->batch * w->length, sizeof *w->end);
-    w->base = blocks_take(memory, &used, w->batch * w->length, sizeof *w->base);
-    w->runs = blocks_take(memory, &used, w->batch * w->groups * w->run_elements, sizeof(real));
-    w->values = blocks_take(memory, &used, w->batch * w->groups * w->value_elements, sizeof(real));
-    return used;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
+    w->end = arena_take(&arena, (size_t)(w->batch * w->length) * sizeof *w->end);
+    w->base = arena_take(&arena, (size_t)(w->batch * w->length) * sizeof *w->base);
+    w->runs = arena_take(&arena, (size_t)(w->batch * w->groups * w->run_elements) * sizeof(real));
+    w->values = arena_take(&arena, (size_t)(w->batch * w->groups * w->value_elements) * sizeof(real));
+    return arena.used;
 }
 
 static size_t place_rows(const struct work *w, char *memory, struct row_block *x) {
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     const int64_t importance = w->length / w->choosing.block + w->units + 2;
-    x->q = blocks_take(memory, &used, ROWS * w->padded, sizeof(real));
-    x->out = blocks_take(memory, &used, ROWS * w->padded, sizeof(real));
-    x->e = blocks_take(memory, &used, ROWS * w->columns, sizeof(real));
-    x->units = blocks_take(memory, &used, (w->together > 1 ? ROWS : 1) * w->units, sizeof(real));
-    x->importance = blocks_take(memory, &used, importance, sizeof(real));
-    x->best = blocks_take(memory, &used, w->choosing.select, sizeof(real));
-    return used;
+    x->q = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
+    x->out = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
+    x->e = arena_take(&arena, (size_t)(ROWS * w->columns) * sizeof(real));
+    x->units = arena_take(&arena, (size_t)((w->together > 1 ? ROWS : 1) * w->units) * sizeof(real));
+    x->importance = arena_take(&arena, (size_t)importance * sizeof(real));
+    x->best = arena_take(&arena, (size_t)w->choosing.select * sizeof(real));
+    return arena.used;
 }
 
 static struct work work_of(const struct compressed_attention *a) {

@@ -21,15 +21,15 @@ struct unit {
 };
 
 static size_t place(const struct work *w, char *memory, struct unit *x) {
-    size_t used = 0;
+    struct arena arena = arena_placing(memory, SIZE_MAX);
     real **packed[] = {&x->k, &x->dk, &x->dv}, **rows[] = {&x->q, &x->o, &x->d_o, &x->dq};
-    x->k_runs = blocks_take(memory, &used, w->columns * w->width, sizeof(real));
-    x->v_runs = blocks_take(memory, &used, w->columns * w->width, sizeof(real));
-    for (int n = 0; n < 3; n++) *packed[n] = blocks_take(memory, &used, w->columns * w->padded, sizeof(real));
-    for (int n = 0; n < 4; n++) *rows[n] = blocks_take(memory, &used, ROWS * w->padded, sizeof(real));
-    x->e = blocks_take(memory, &used, ROWS * COLUMNS, sizeof(real));
-    x->d = blocks_take(memory, &used, ROWS * COLUMNS, sizeof(real));
-    return used;
+    x->k_runs = arena_take(&arena, (size_t)(w->columns * w->width) * sizeof(real));
+    x->v_runs = arena_take(&arena, (size_t)(w->columns * w->width) * sizeof(real));
+    for (int n = 0; n < 3; n++) *packed[n] = arena_take(&arena, (size_t)(w->columns * w->padded) * sizeof(real));
+    for (int n = 0; n < 4; n++) *rows[n] = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
+    x->e = arena_take(&arena, (size_t)(ROWS * COLUMNS) * sizeof(real));
+    x->d = arena_take(&arena, (size_t)(ROWS * COLUMNS) * sizeof(real));
+    return arena.used;
 }
 
 /* The rows' own columns of a tile become weights and score gradients, the others 0. */

@@ -3,6 +3,7 @@
 #ifndef SQUINT_KERNELS_CPU_CPU_H
 #define SQUINT_KERNELS_CPU_CPU_H
 
+#include "base/arena.h"
 #include "kernels/check.h"
 #include "kernels/cpu/real.h"
 #include "kernels/ops.h"
@@ -20,8 +21,14 @@ struct device {
 
 /* *block: `pieces` pieces of at least `bytes` bytes, piece p at *block + p · *stride, each aligned to 256; contents
  * undefined. Valid until the next call of device_scratch: call it once an operation, before the parallel region,
- * usually with pieces = ops->device->threads, and index it by omp_get_thread_num(). STATUS_MEMORY. */
+ * usually with pieces = ops->device->threads, and index it by omp_get_thread_num(). One piece is measured, then placed, by
+ * an arena: arena_placing(memory, SIZE_MAX) counts while memory is NULL. STATUS_MEMORY. */
 enum status device_scratch(const struct ops *ops, int pieces, size_t bytes, char **block, size_t *stride);
+
+/* Document starts [B,T], checked before anything trusts them: a wrong one would lead out of memory. ends [B,T]: one past the last
+ * token of each token's document; NULL: only checked. STATUS_SHAPE names a start that is neither its token's index nor
+ * its predecessor's. */
+enum status device_document_ends(const char *operation, struct tensor start, int32_t *ends);
 
 /* Shared functions of the table (device.c). */
 enum status device_open(const struct ops_options *options, const char *isa, struct device **device);

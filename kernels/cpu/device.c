@@ -96,6 +96,22 @@ enum status device_scratch(const struct ops *ops, int pieces, size_t bytes, char
     return STATUS_OK;
 }
 
+enum status device_document_ends(const char *operation, struct tensor start, int32_t *ends) {
+    const int64_t batch = start.shape[0], length = start.shape[1];
+    for (int64_t b = 0; b < batch; b++) {
+        const int32_t *row = (const int32_t *)start.data + b * start.stride[0];
+        for (int64_t t = 0; t < length; t++)
+            if (row[t] != t && (t == 0 || row[t] != row[t - 1]))
+                return error_set(STATUS_SHAPE, "%s: start[%lld,%lld]: expected %lld or its predecessor's, found %d",
+                                 operation, (long long)b, (long long)t, (long long)t, row[t]);
+        for (int64_t t = length - 1, end = length; ends && t >= 0; t--) {
+            ends[b * length + t] = (int32_t)end;
+            if (row[t] == t) end = t;
+        }
+    }
+    return STATUS_OK;
+}
+
 size_t device_scratch_bytes(const struct ops *ops) {
     return ops->device->scratch_capacity + bf16_bytes(ops->device);
 }

@@ -4,21 +4,11 @@
 
 #include <omp.h>
 
-/* Hands out pieces of a block; without one it only counts (measure, then place). */
-struct pieces {
-    char *memory;
-    size_t used;
-};
-static void *take(struct pieces *p, int64_t count, size_t size) {
-    void *piece = p->memory ? p->memory + p->used : NULL;
-    p->used += ((size_t)count * size + 255) / 256 * 256;
-    return piece;
-}
-static real *take_reals(struct pieces *p, int64_t rows, int64_t columns) {
-    return take(p, rows * columns, sizeof(real));
+static real *take_reals(struct arena *p, int64_t rows, int64_t columns) {
+    return arena_take(p, (size_t)(rows * columns) * sizeof(real));
 }
 
-static void place_gates(struct linear_worker *w, struct pieces *p, const struct linear_call *c) {
+static void place_gates(struct linear_worker *w, struct arena *p, const struct linear_call *c) {
     w->running = take_reals(p, 1, c->feature_pad);
     w->phi_x = take_reals(p, c->chunk, c->feature_pad);
     w->means = take_reals(p, c->chunk, c->feature_pad);
@@ -30,7 +20,7 @@ static void place_gates(struct linear_worker *w, struct pieces *p, const struct 
     w->d_hidden = take_reals(p, c->length, c->hidden_pad);
 }
 
-static void place_near(struct linear_worker *w, struct pieces *p, const struct linear_call *c) {
+static void place_near(struct linear_worker *w, struct arena *p, const struct linear_call *c) {
     w->near_k_t = take_reals(p, c->width, c->near_pad);
     w->near_v = take_reals(p, c->near_pad, c->value_pad);
     w->near_scores = take_reals(p, SUB_ROWS, c->near_pad);
@@ -40,7 +30,7 @@ static void place_near(struct linear_worker *w, struct pieces *p, const struct l
     w->near_dw = take_reals(p, SUB_ROWS, c->near_pad);
 }
 
-static struct linear_worker place_worker(struct pieces *p, const struct linear_call *c) {
+static struct linear_worker place_worker(struct arena *p, const struct linear_call *c) {
     struct linear_worker w = {0};
     const int64_t rows = c->chunk, features = c->feature_pad, values = c->value_pad;
     w.phi_k = take_reals(p, rows, features);
@@ -51,7 +41,7 @@ static struct linear_worker place_worker(struct pieces *p, const struct linear_c
     w.prefix = take_reals(p, 1, c->length);
     w.weights = take_reals(p, rows, c->chunk_pad);
     w.factors = take_reals(p, 1, rows);
-    w.valid = take(p, rows, sizeof *w.valid);
+    w.valid = arena_take(p, (size_t)rows * sizeof *w.valid);
     w.phi_q = take_reals(p, rows, features);
     w.q_peaks = take_reals(p, 1, rows);
     w.exponents = take_reals(p, 1, rows);
@@ -79,7 +69,7 @@ static struct linear_worker place_worker(struct pieces *p, const struct linear_c
 }
 
 /* A worker of linear_weights.c: C = T, every key at once, queries by blocks. */
-static struct linear_worker place_weights_worker(struct pieces *p, const struct linear_call *c) {
+static struct linear_worker place_weights_worker(struct arena *p, const struct linear_call *c) {
     struct linear_worker w = {0};
     const int64_t length = c->length, features = c->feature_pad, columns = c->near_pad;
     w.phi_k = take_reals(p, length, features);
@@ -105,7 +95,7 @@ static struct linear_worker place_weights_worker(struct pieces *p, const struct 
     return w;
 }
 
-static struct linear_sums place_sums(struct pieces *p, const struct linear_call *c) {
+static struct linear_sums place_sums(struct arena *p, const struct linear_call *c) {
     const struct linear_attention_backward *g = c->g;
     const int64_t map = c->column_pad * c->width_pad;
     struct linear_sums s = {0};
@@ -119,14 +109,14 @@ static struct linear_sums place_sums(struct pieces *p, const struct linear_call 
     return s;
 }
 
-static struct linear_map place_map(struct pieces *p, const struct linear_call *c) {
+static struct linear_map place_map(struct arena *p, const struct linear_call *c) {
     struct linear_map m = {.transposed = take_reals(p, c->width, c->column_pad)};
     if (c->g) m.rows = take_reals(p, c->column_pad, c->width_pad);
     if (tensor_present(c->a->features.q_bias)) m.bias = take_reals(p, 1, c->column_pad);
     return m;
 }
 
-static struct linear_gate place_gate(struct pieces *p, const struct linear_call *c) {
+static struct linear_gate place_gate(struct arena *p, const struct linear_call *c) {
     struct linear_gate gate = {.squeeze = take_reals(p, c->hidden_pad, c->feature_pad)};
     gate.squeeze_t = take_reals(p, c->hidden_pad, c->feature_pad);
     gate.excite = take_reals(p, c->hidden_pad, c->feature_pad);
@@ -135,15 +125,15 @@ static struct linear_gate place_gate(struct pieces *p, const struct linear_call 
 }
 
 static size_t place(struct linear_call *c, char *memory) {
-    struct pieces p = {.memory = memory};
+    struct arena p = arena_placing(memory, SIZE_MAX);
     const int64_t units = c->batch * c->groups, threads = c->ops->device->threads;
     const int64_t q_maps = c->shared_q_map ? 1 : c->heads, k_maps = c->shared_k_map ? 1 : c->groups;
-    c->q_maps = take(&p, q_maps, sizeof *c->q_maps);
-    c->k_maps = take(&p, k_maps, sizeof *c->k_maps);
-    c->gates = take(&p, c->groups, sizeof *c->gates);
-    c->sums = take(&p, units, sizeof *c->sums);
-    c->workers = take(&p, threads, sizeof *c->workers);
-    if (!c->a->causal) c->ends = take(&p, c->batch * c->length, sizeof *c->ends);
+    c->q_maps = arena_take(&p, (size_t)q_maps * sizeof *c->q_maps);
+    c->k_maps = arena_take(&p, (size_t)k_maps * sizeof *c->k_maps);
+    c->gates = arena_take(&p, (size_t)c->groups * sizeof *c->gates);
+    c->sums = arena_take(&p, (size_t)units * sizeof *c->sums);
+    c->workers = arena_take(&p, (size_t)threads * sizeof *c->workers);
+    if (!c->a->causal) c->ends = arena_take(&p, (size_t)(c->batch * c->length) * sizeof *c->ends);
     for (int64_t n = 0; n < q_maps; n++) {
         const struct linear_map map = place_map(&p, c);
         if (memory) c->q_maps[n] = map;
@@ -157,7 +147,7 @@ static size_t place(struct linear_call *c, char *memory) {
         if (memory) c->gates[n] = gate;
     }
     const size_t before = p.used;
-    if (c->weights) c->losses = take(&p, units, sizeof *c->losses);
+    if (c->weights) c->losses = arena_take(&p, (size_t)units * sizeof *c->losses);
     for (int64_t n = 0; c->g && n < units; n++) {
         const struct linear_sums sums = place_sums(&p, c);
         if (memory) c->sums[n] = sums;
@@ -168,23 +158,6 @@ static size_t place(struct linear_call *c, char *memory) {
         if (memory) c->workers[n] = worker;
     }
     return p.used;
-}
-
-/* Bad starts are refused: they would lead out of memory. ends [B,T]: filled when not NULL. */
-static enum status read_starts(const char *operation, struct tensor start, int32_t *ends) {
-    const int64_t batch = start.shape[0], length = start.shape[1];
-    for (int64_t b = 0; b < batch; b++) {
-        const int32_t *row = (const int32_t *)start.data + b * length;
-        for (int64_t t = 0; t < length; t++)
-            if (row[t] != t && (t == 0 || row[t] != row[t - 1]))
-                return error_set(STATUS_SHAPE, "%s: start[%lld,%lld]: expected %lld or its predecessor's, found %d",
-                                 operation, (long long)b, (long long)t, (long long)t, row[t]);
-        for (int64_t t = length - 1, end = length; ends && t >= 0; t--) {
-            ends[b * length + t] = (int32_t)end;
-            if (row[t] == t) end = t;
-        }
-    }
-    return STATUS_OK;
 }
 
 static enum status open_call(const struct ops *ops, const struct linear_attention *a,
@@ -223,7 +196,7 @@ static enum status open_call(const struct ops *ops, const struct linear_attentio
     TRY(device_scratch(ops, 1, place(c, NULL), &memory, &stride));
     place(c, memory);
     const char *operation = weights ? "linear_attention_weights" : g ? "linear_attention_backward" : "linear_attention";
-    return read_starts(operation, a->start, c->ends);
+    return device_document_ends(operation, a->start, c->ends);
 }
 
 static void pack_map(const struct linear_call *c, struct tensor map, struct tensor bias, int64_t head,
