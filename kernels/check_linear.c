@@ -76,6 +76,17 @@ static enum status check_gradient(const struct ops *ops, const char *operation, 
                         parameter.rank, parameter.shape);
 }
 
+static enum status check_gradients(const struct ops *ops, const char *operation, const struct features *d,
+                                   const struct features *f) {
+    TRY(check_gradient(ops, operation, "d_q_map", d->q_map, f->q_map));
+    TRY(check_gradient(ops, operation, "d_k_map", d->k_map, f->k_map));
+    TRY(check_gradient(ops, operation, "d_q_bias", d->q_bias, f->q_bias));
+    TRY(check_gradient(ops, operation, "d_k_bias", d->k_bias, f->k_bias));
+    TRY(check_gradient(ops, operation, "d_squeeze", d->squeeze, f->squeeze));
+    TRY(check_gradient(ops, operation, "d_excite", d->excite, f->excite));
+    return check_gradient(ops, operation, "d_beta", d->beta, f->beta);
+}
+
 enum status check_linear_attention_backward(const struct ops *ops, const struct linear_attention_backward *a) {
     const char *operation = "linear_attention_backward";
     const struct linear_attention *f = &a->forward;
@@ -84,13 +95,7 @@ enum status check_linear_attention_backward(const struct ops *ops, const struct 
     TRY(check_tensor(operation, "dq", a->dq, ops->real, 4, f->q.shape));
     TRY(check_tensor(operation, "dk", a->dk, ops->real, 4, f->k.shape));
     TRY(check_tensor(operation, "dv", a->dv, ops->real, 4, f->k.shape));
-    TRY(check_gradient(ops, operation, "d_q_map", a->d_q_map, f->features.q_map));
-    TRY(check_gradient(ops, operation, "d_k_map", a->d_k_map, f->features.k_map));
-    TRY(check_gradient(ops, operation, "d_q_bias", a->d_q_bias, f->features.q_bias));
-    TRY(check_gradient(ops, operation, "d_k_bias", a->d_k_bias, f->features.k_bias));
-    TRY(check_gradient(ops, operation, "d_squeeze", a->d_squeeze, f->features.squeeze));
-    TRY(check_gradient(ops, operation, "d_excite", a->d_excite, f->features.excite));
-    return check_gradient(ops, operation, "d_beta", a->d_beta, f->features.beta);
+    return check_gradients(ops, operation, &a->gradients, &f->features);
 }
 
 enum status check_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a) {
@@ -105,13 +110,7 @@ enum status check_linear_attention_weights(const struct ops *ops, const struct l
     TRY(check_dense(operation, "loss", a->loss, DTYPE_F64, 1, SHAPE(1)));
     if (tensor_present(a->dq)) TRY(check_tensor(operation, "dq", a->dq, ops->real, 4, f->q.shape));
     if (tensor_present(a->dk)) TRY(check_tensor(operation, "dk", a->dk, ops->real, 4, f->k.shape));
-    TRY(check_gradient(ops, operation, "d_q_map", a->d_q_map, f->features.q_map));
-    TRY(check_gradient(ops, operation, "d_k_map", a->d_k_map, f->features.k_map));
-    TRY(check_gradient(ops, operation, "d_q_bias", a->d_q_bias, f->features.q_bias));
-    TRY(check_gradient(ops, operation, "d_k_bias", a->d_k_bias, f->features.k_bias));
-    TRY(check_gradient(ops, operation, "d_squeeze", a->d_squeeze, f->features.squeeze));
-    TRY(check_gradient(ops, operation, "d_excite", a->d_excite, f->features.excite));
-    return check_gradient(ops, operation, "d_beta", a->d_beta, f->features.beta);
+    return check_gradients(ops, operation, &a->gradients, &f->features);
 }
 
 enum status check_linear_attention_decode(const struct ops *ops, const struct linear_attention_decode *a) {

@@ -81,7 +81,7 @@ struct candidate {
 };
 enum { CANDIDATES_MAX = 8 };
 
-/* Learned mixture of softmax attentions over candidate sets (ATTENTION.md, "masks"), one pass over the union of those whose
+/* Learned mixture of softmax attentions over candidate sets (docs/attention.md, "masks"), one pass over the union of those whose
  * coefficient is not zero for that head:
  *   A_ij = Σ_m c_m · M_m(i,j) e^{s_ij} / Z_m(i),  o_i = Σ_j A_ij v_j,  s_ij = scale · q_i·k_j.
  * With one candidate FULL and no coefficients it is plain (flash) attention, Dao et al. 2022: never T×T in memory.
@@ -116,7 +116,7 @@ struct attention_decode {
     double scale;
 };
 
-/* Feature maps of linear attention (ATTENTION.md, "performer" and "kerformer"), N rows a head, M features:
+/* Feature maps of linear attention (docs/attention.md, "performer" and "kerformer"), N rows a head, M features:
  * FEATURE_EXP, M = N: φ(x) = M^{-1/2} exp(W x̂ − ‖x̂‖²/2), x̂ = x·D^{-1/4} (FAVOR+, Choromanski et al. 2020).
  * FEATURE_HEDGEHOG, M = 2N: φ(x) = [softmax(W x), softmax(−W x)] (Zhang et al. 2024).
  * FEATURE_RELU, M = N: φ(x) = relu(W x + b) + 1e-6.
@@ -151,15 +151,15 @@ struct linear_attention {
     bool causal, near_only;
     double scale;
 };
-/* dq, dk, dv: written, same shapes and stride rules as q, k, v. The gradients of the features' parameters, same shapes (parameter dtype;
- * beta's: statistic), each optional: +=; stride 0 in dimension 0 of d_q_map, d_k_map allowed (the heads' sums are added); no overlap
- * among them. o, log_sums: the forward pass's. */
+/* dq, dk, dv: written, same shapes and stride rules as q, k, v. gradients: of the features' parameters, same shapes (parameter
+ * dtype; beta's: statistic), each optional: +=; stride 0 in dimension 0 of the maps' allowed (the heads' sums are added); no overlap
+ * among them; their `kind` is not looked at. o, log_sums: the forward pass's. */
 struct linear_attention_backward {
     struct linear_attention forward;
     struct tensor d_o, dq, dk, dv;
-    struct tensor d_q_map, d_k_map, d_q_bias, d_k_bias, d_squeeze, d_excite, d_beta;
+    struct features gradients;
 };
-/* What linear attention's weights lack to be the teacher's softmax weights, and its gradients (ATTENTION.md, "The `attention` objective"):
+/* What linear attention's weights lack to be the teacher's softmax weights, and its gradients (docs/attention.md, "The `attention` objective"):
  *   P_ij = softmax_j(scale · tq_i·tk_j),  A_ij = w_ij / Σ_j w_ij,  j over the tokens that i may see
  *   loss += weight · Σ_{b,h,i} KL(P_i ‖ A_i) / H
  * that is the cross-entropy less the teacher's own entropy: 0 at equality. In `forward` v, o and log_sums are not looked at; near_only
@@ -175,7 +175,7 @@ struct linear_attention_weights {
     struct tensor teacher_q, teacher_k, loss;
     double weight, gradient_scale;
     struct tensor dq, dk;
-    struct tensor d_q_map, d_k_map, d_q_bias, d_k_bias, d_squeeze, d_excite, d_beta;
+    struct features gradients;
 };
 /* The next token of each sequence, from a state of fixed size. q [B,H,D], k, v [B,G,D], o [B,H,D]: strided rows of heads allowed.
  * start [B] I32: index of the first token of the current document; where it equals `position` the sequence's state is cleared

@@ -99,13 +99,13 @@ static struct linear_sums place_sums(struct arena *p, const struct linear_call *
     const struct linear_attention_backward *g = c->g;
     const int64_t map = c->column_pad * c->width_pad;
     struct linear_sums s = {0};
-    if (tensor_present(g->d_q_map)) s.q_maps = take_reals(p, c->share, map);
-    if (tensor_present(g->d_k_map)) s.k_map = take_reals(p, 1, map);
-    if (tensor_present(g->d_q_bias)) s.q_biases = take_reals(p, c->share, c->column_pad);
-    if (tensor_present(g->d_k_bias)) s.k_bias = take_reals(p, 1, c->column_pad);
-    if (tensor_present(g->d_squeeze)) s.squeeze = take_reals(p, c->hidden_pad, c->feature_pad);
-    if (tensor_present(g->d_excite)) s.excite_t = take_reals(p, c->hidden_pad, c->feature_pad);
-    if (tensor_present(g->d_beta)) s.betas = take_reals(p, 1, c->share);
+    if (tensor_present(g->gradients.q_map)) s.q_maps = take_reals(p, c->share, map);
+    if (tensor_present(g->gradients.k_map)) s.k_map = take_reals(p, 1, map);
+    if (tensor_present(g->gradients.q_bias)) s.q_biases = take_reals(p, c->share, c->column_pad);
+    if (tensor_present(g->gradients.k_bias)) s.k_bias = take_reals(p, 1, c->column_pad);
+    if (tensor_present(g->gradients.squeeze)) s.squeeze = take_reals(p, c->hidden_pad, c->feature_pad);
+    if (tensor_present(g->gradients.excite)) s.excite_t = take_reals(p, c->hidden_pad, c->feature_pad);
+    if (tensor_present(g->gradients.beta)) s.betas = take_reals(p, 1, c->share);
     return s;
 }
 
@@ -297,19 +297,19 @@ static void add_sums(const struct linear_call *c, int64_t n) {
     for (int64_t member = 0; member < c->share; member++) {
         const int64_t head = group * c->share + member;
         if (s->q_maps)
-            add_rows(c->columns, c->width, scale, s->q_maps + member * map, c->width_pad, row_of(g->d_q_map, head),
-                     g->d_q_map.stride[1]);
-        if (s->q_biases) real_axpy(1, s->q_biases + member * c->column_pad, row_of(g->d_q_bias, head), c->columns);
-        if (s->betas) *row_of(g->d_beta, head) += s->betas[member];
+            add_rows(c->columns, c->width, scale, s->q_maps + member * map, c->width_pad, row_of(g->gradients.q_map, head),
+                     g->gradients.q_map.stride[1]);
+        if (s->q_biases) real_axpy(1, s->q_biases + member * c->column_pad, row_of(g->gradients.q_bias, head), c->columns);
+        if (s->betas) *row_of(g->gradients.beta, head) += s->betas[member];
     }
     if (s->k_map)
-        add_rows(c->columns, c->width, scale, s->k_map, c->width_pad, row_of(g->d_k_map, group), g->d_k_map.stride[1]);
-    if (s->k_bias) real_axpy(1, s->k_bias, row_of(g->d_k_bias, group), c->columns);
+        add_rows(c->columns, c->width, scale, s->k_map, c->width_pad, row_of(g->gradients.k_map, group), g->gradients.k_map.stride[1]);
+    if (s->k_bias) real_axpy(1, s->k_bias, row_of(g->gradients.k_bias, group), c->columns);
     for (int64_t m = 0; m < c->features; m++)
         for (int64_t r = 0; r < c->hidden; r++) {
             const int64_t from = r * c->feature_pad + linear_column(c, m);
-            if (s->squeeze) row_of(g->d_squeeze, group)[r * g->d_squeeze.stride[1] + m] += s->squeeze[from];
-            if (s->excite_t) row_of(g->d_excite, group)[m * g->d_excite.stride[1] + r] += s->excite_t[from];
+            if (s->squeeze) row_of(g->gradients.squeeze, group)[r * g->gradients.squeeze.stride[1] + m] += s->squeeze[from];
+            if (s->excite_t) row_of(g->gradients.excite, group)[m * g->gradients.excite.stride[1] + r] += s->excite_t[from];
         }
 }
 
@@ -324,16 +324,8 @@ enum status NAME(linear_attention_backward)(const struct ops *ops, const struct 
 
 enum status NAME(linear_attention_weights)(const struct ops *ops, const struct linear_attention_weights *w) {
     TRY(check_linear_attention_weights(ops, w));
-    const struct linear_attention_backward g = {.forward = w->forward,
-                                                .dq = w->dq,
-                                                .dk = w->dk,
-                                                .d_q_map = w->d_q_map,
-                                                .d_k_map = w->d_k_map,
-                                                .d_q_bias = w->d_q_bias,
-                                                .d_k_bias = w->d_k_bias,
-                                                .d_squeeze = w->d_squeeze,
-                                                .d_excite = w->d_excite,
-                                                .d_beta = w->d_beta};
+    const struct linear_attention_backward g = {
+        .forward = w->forward, .dq = w->dq, .dk = w->dk, .gradients = w->gradients};
     struct linear_call c;
     double loss = 0;
     TRY(open_call(ops, &g.forward, &g, w, &c));

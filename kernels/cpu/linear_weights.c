@@ -211,8 +211,9 @@ static void add_rows(const struct linear_call *call, struct linear_rows to, int6
 }
 
 static bool wants_gradients(const struct linear_attention_weights *w) {
-    const struct tensor gradients[] = {w->dq,       w->dk,        w->d_q_map,  w->d_k_map, w->d_q_bias,
-                                       w->d_k_bias, w->d_squeeze, w->d_excite, w->d_beta};
+    const struct features *d = &w->gradients;
+    const struct tensor gradients[] = {w->dq,     w->dk,      d->q_map,  d->k_map, d->q_bias,
+                                       d->k_bias, d->squeeze, d->excite, d->beta};
     for (size_t n = 0; n < sizeof gradients / sizeof *gradients; n++)
         if (tensor_present(gradients[n])) return true;
     return false;

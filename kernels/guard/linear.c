@@ -12,6 +12,16 @@ static void add_features(struct call *call, const struct features *f) {
     call_add(call, "beta", f->beta, ACCESS_READ, NULL);
 }
 
+static void add_gradients(struct call *call, const struct features *d) {
+    call_add(call, "d_q_map", d->q_map, ACCESS_UPDATE, NULL);
+    call_add(call, "d_k_map", d->k_map, ACCESS_UPDATE, NULL);
+    call_add(call, "d_q_bias", d->q_bias, ACCESS_UPDATE, NULL);
+    call_add(call, "d_k_bias", d->k_bias, ACCESS_UPDATE, NULL);
+    call_add(call, "d_squeeze", d->squeeze, ACCESS_UPDATE, NULL);
+    call_add(call, "d_excite", d->excite, ACCESS_UPDATE, NULL);
+    call_add(call, "d_beta", d->beta, ACCESS_UPDATE, NULL);
+}
+
 /* All but v. */
 static void add_pairs(struct call *call, const struct linear_attention *a) {
     call_add(call, "q", a->q, ACCESS_READ, NULL);
@@ -45,13 +55,7 @@ static enum status guarded_linear_attention_backward(const struct ops *ops, cons
     call_add(&call, "dq", a->dq, ACCESS_WRITE, NULL);
     call_add(&call, "dk", a->dk, ACCESS_WRITE, NULL);
     call_add(&call, "dv", a->dv, ACCESS_WRITE, NULL);
-    call_add(&call, "d_q_map", a->d_q_map, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_k_map", a->d_k_map, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_q_bias", a->d_q_bias, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_k_bias", a->d_k_bias, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_squeeze", a->d_squeeze, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_excite", a->d_excite, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_beta", a->d_beta, ACCESS_UPDATE, NULL);
+    add_gradients(&call, &a->gradients);
     GUARDED(&call, linear_attention_backward, a);
 }
 
@@ -64,13 +68,7 @@ static enum status guarded_linear_attention_weights(const struct ops *ops, const
     call_add(&call, "loss", a->loss, ACCESS_UPDATE, NULL);
     call_add(&call, "dq", a->dq, ACCESS_UPDATE, NULL);
     call_add(&call, "dk", a->dk, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_q_map", a->d_q_map, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_k_map", a->d_k_map, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_q_bias", a->d_q_bias, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_k_bias", a->d_k_bias, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_squeeze", a->d_squeeze, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_excite", a->d_excite, ACCESS_UPDATE, NULL);
-    call_add(&call, "d_beta", a->d_beta, ACCESS_UPDATE, NULL);
+    add_gradients(&call, &a->gradients);
     GUARDED(&call, linear_attention_weights, a);
 }
 

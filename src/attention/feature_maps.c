@@ -64,22 +64,18 @@ enum status feature_maps_forward(const struct attention_layer *layer, const stru
 }
 
 enum status feature_maps_backward(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass) {
-    const struct features *g = &maps->gradients;
     struct linear_attention_backward b = {
         .forward = describe(layer, maps, pass), .d_o = pass->d_o, .dq = pass->dq, .dk = pass->dk, .dv = pass->dv,
-        .d_q_map = g->q_map, .d_k_map = g->k_map, .d_q_bias = g->q_bias, .d_k_bias = g->k_bias, .d_squeeze = g->squeeze,
-        .d_excite = g->excite, .d_beta = g->beta,
+        .gradients = maps->gradients,
     };
     return pass->ops->linear_attention_backward(pass->ops, &b);
 }
 
 enum status feature_maps_weights(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass) {
-    const struct features *g = &maps->gradients;
     struct linear_attention_weights w = {
         .forward = describe(layer, maps, pass), .teacher_q = pass->teacher_q, .teacher_k = pass->teacher_k, .loss = pass->loss,
-        .weight = 1, .gradient_scale = pass->context.loss_scale, .dq = pass->dq, .dk = pass->dk, .d_q_map = g->q_map,
-        .d_k_map = g->k_map, .d_q_bias = g->q_bias, .d_k_bias = g->k_bias, .d_squeeze = g->squeeze, .d_excite = g->excite,
-        .d_beta = g->beta,
+        .weight = 1, .gradient_scale = pass->context.loss_scale, .dq = pass->dq, .dk = pass->dk,
+        .gradients = maps->gradients,
     };
     return pass->ops->linear_attention_weights(pass->ops, &w);
 }

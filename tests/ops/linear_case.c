@@ -175,18 +175,11 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
         struct tensor d_o = to_device(ops, x->in[LINEAR_D_O], x->counts[LINEAR_D_O]);
         struct fused out = open_fused(ops, row, x->gradient);
         for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) d[n] = to_device(ops, x->gradient[n], x->counts[n]);
-        const struct features f = features_of(row, d);
         g.d_o = tensor_4d(d_o.data, d_o.dtype, row->batch, row->length, row->heads, row->width);
         g.dq = out.views[0];
         g.dk = out.views[1];
         g.dv = out.views[2];
-        g.d_q_map = f.q_map;
-        g.d_k_map = f.k_map;
-        g.d_q_bias = f.q_bias;
-        g.d_k_bias = f.k_bias;
-        g.d_squeeze = f.squeeze;
-        g.d_excite = f.excite;
-        g.d_beta = f.beta;
+        g.gradients = features_of(row, d);
         CHECK_OK(ops->linear_attention_backward(ops, &g));
         double *matrix = new_array(tensor_count(out.block));
         from_device(ops, out.block, matrix);
@@ -235,16 +228,9 @@ void linear_run_weights(const struct ops *ops, const struct linear_case *row, st
     a.teacher_q = run->own ? in.views[0] : taught.views[0];
     a.teacher_k = run->own ? in.views[1] : taught.views[1];
     if (run->gradients) {
-        const struct features f = features_of(row, d);
         if (!run->parameters) a.dq = out.views[0];
         if (!run->parameters) a.dk = out.views[1];
-        a.d_q_map = f.q_map;
-        a.d_k_map = f.k_map;
-        a.d_q_bias = f.q_bias;
-        a.d_k_bias = f.k_bias;
-        a.d_squeeze = f.squeeze;
-        a.d_excite = f.excite;
-        a.d_beta = f.beta;
+        a.gradients = features_of(row, d);
     }
     CHECK_OK(ops->linear_attention_weights(ops, &a));
     CHECK_OK(ops->synchronise(ops));

@@ -221,10 +221,10 @@ static void test_refusals(void **state) {
     g.dv = good().q;
     expect_refusal(ops->linear_attention_backward(ops, &g), "linear_attention_backward: dv: expected [1,4,2,2]");
     g.dv = good().k;
-    g.d_q_map = tensor_3d(memory, DTYPE_F32, 4, 2, 2);
+    g.gradients.q_map = tensor_3d(memory, DTYPE_F32, 4, 2, 2);
     expect_refusal(ops->linear_attention_backward(ops, &g), "d_q_map: expected [4,3,2]");
-    g.d_q_map = tensor_none();
-    g.d_beta = tensor_1d(memory, DTYPE_F32, 4);
+    g.gradients.q_map = tensor_none();
+    g.gradients.beta = tensor_1d(memory, DTYPE_F32, 4);
     expect_refusal(ops->linear_attention_backward(ops, &g), "d_beta: the forward pass has no such parameter");
     struct linear_attention_decode d = {.features = good().features, .scale = 1};
     d.q = d.o = tensor_3d(memory, DTYPE_F32, 1, 4, 2);

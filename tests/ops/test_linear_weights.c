@@ -344,8 +344,8 @@ static void test_refused(void **state) {
         a.forward.near_only = fault == 3;
         if (fault == 4) a.dq = a.forward.k;
         if (fault == 5) a.dk = a.forward.q;
-        if (fault == 6) a.d_k_map = a.forward.features.q_map;
-        if (fault == 7) a.d_beta = tensor_1d(reals, DTYPE_F32, 2);
+        if (fault == 6) a.gradients.k_map = a.forward.features.q_map;
+        if (fault == 7) a.gradients.beta = tensor_1d(reals, DTYPE_F32, 2);
         error_clear();
         const enum status status = ops->linear_attention_weights(ops, &a);
         if (fault < 0) CHECK_OK(status);
