@@ -6,6 +6,7 @@
 #include "attention/kinds.h"
 #include "attention/feature_maps.h"
 #include "base/memory.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -94,49 +95,30 @@ static void cover(struct attention_layer *layer, int64_t length) {
     settings->window_dropout = 0;
 }
 
-/* The rows that the settings ask for. rank 0: not this one. */
+/* Row `which` of the table, or rank 0: the settings ask for none. */
 static struct param row_of(const struct attention_layer *layer, int which) {
     const struct kerformer_settings *s = layer->settings;
     const int64_t heads = layer->model->heads, groups = layer->model->kv_heads, width = layer->model->head_width;
-    const enum param_init map_init = s->map == MAP_EXP ? INIT_ORTHOGONAL : INIT_IDENTITY;
+    const int64_t features = s->features, hidden = s->hidden;
+    const enum param_init map = s->map == MAP_EXP ? INIT_ORTHOGONAL : INIT_IDENTITY;
     const bool relu = s->map == MAP_RELU_SE;
-    struct param row = {.added = true};
+    const struct {
+        bool wanted;
+        struct param row;
+    } rows[ROWS] = {
+        [Q_MAP] = {true, {.rank = 3, .shape = {heads, features, width}, .init = map}},
+        [K_MAP] = {true, {.rank = 3, .shape = {groups, features, width}, .init = map}},
+        [BETA] = {s->window > 0, {.rank = 1, .shape = {heads}}},
+        [Q_BIAS] = {relu, {.rank = 2, .shape = {heads, features}}},
+        [K_BIAS] = {relu, {.rank = 2, .shape = {groups, features}}},
+        [SQUEEZE] = {relu, {.rank = 3, .shape = {groups, hidden, features}, .init = INIT_NORMAL,
+                            .init_std = 1 / sqrt((double)features)}},
+        [EXCITE] = {relu, {.rank = 3, .shape = {groups, features, hidden}}},
+    };
+    struct param row = rows[which].wanted ? rows[which].row : (struct param){0};
+    row.added = true;
     snprintf(row.name, sizeof row.name, "h.%lld.attn.kerformer.%s", (long long)layer->layer, row_names[which]);
-    struct param some = row;
-    switch (which) {
-    case Q_MAP:
-    case K_MAP:
-        some.rank = 3;
-        some.shape[0] = which == Q_MAP ? heads : groups;
-        some.shape[1] = s->features;
-        some.shape[2] = width;
-        some.init = map_init;
-        return some;
-    case BETA:
-        some.rank = 1;
-        some.shape[0] = heads;
-        return s->window > 0 ? some : row;
-    case Q_BIAS:
-    case K_BIAS:
-        some.rank = 2;
-        some.shape[0] = which == Q_BIAS ? heads : groups;
-        some.shape[1] = s->features;
-        return relu ? some : row;
-    case SQUEEZE:
-        some.rank = 3;
-        some.shape[0] = groups;
-        some.shape[1] = s->hidden;
-        some.shape[2] = s->features;
-        some.init = INIT_NORMAL;
-        some.init_std = 1 / sqrt((double)s->features);
-        return relu ? some : row;
-    default:
-        some.rank = 3;
-        some.shape[0] = groups;
-        some.shape[1] = s->features;
-        some.shape[2] = s->hidden;
-        return relu ? some : row;
-    }
+    return row;
 }
 
 static enum status add_params(const struct attention_layer *layer, struct params *params) {
@@ -226,14 +208,11 @@ static enum status read_moments(const struct attention_layer *layer, const struc
     const int64_t count = tensor_count(row->value);
     double *values = NULL;
     TRY(memory_new((size_t)count, sizeof *values, "a parameter's copy", &values));
-    enum status status = layer->params->ops->download(layer->params->ops, row->value, values);
+    enum status status = values_read(layer->params->ops, row->value, values);
     *mean = *size = 0;
     for (int64_t n = 0; status == STATUS_OK && n < count; n++) {
-        float narrow;
-        memcpy(&narrow, (const char *)values + n * (int64_t)sizeof narrow, sizeof narrow);
-        const double value = row->value.dtype == DTYPE_F64 ? values[n] : (double)narrow;
-        *mean += value / (double)count;
-        *size += value * value / (double)count;
+        *mean += values[n] / (double)count;
+        *size += values[n] * values[n] / (double)count;
     }
     *size = sqrt(*size);
     free(values);

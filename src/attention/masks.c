@@ -5,6 +5,7 @@
 #include "attention/kinds.h"
 #include "attention/mixture.h"
 #include "base/memory.h"
+#include "params/values.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -218,16 +219,7 @@ static enum status read_coefficients(const struct attention_layer *layer, double
     const struct param *row = ((const struct masks_bound *)layer->bound)->coefficients;
     int64_t count = tensor_count(row->value);
     TRY(memory_new((size_t)count, sizeof **values, "coefficients", values));
-    enum status status = layer->params->ops->download(layer->params->ops, row->value, *values);
-    if (row->value.dtype == DTYPE_F32) {
-        float *narrow = (float *)(void *)*values;
-        for (int64_t i = count - 1; i >= 0; i--) {
-            float value;
-            memcpy(&value, narrow + i, sizeof value);
-            (*values)[i] = (double)value;
-        }
-    }
-    return status;
+    return values_read(layer->params->ops, row->value, *values);
 }
 
 /* alive: host [H], a bit a candidate whose coefficient is not zero; *any: their union. */

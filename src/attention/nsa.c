@@ -6,6 +6,7 @@
 
 #include "attention/kinds.h"
 #include "base/memory.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -14,19 +15,9 @@
 
 static const char *const branch_names[NSA_BRANCHES] = {"compressed", "selected", "window"};
 
-/* --- options ------------------------------------------------------------------------------------------------------ */
+enum { TOKENS_MOST = 1 << 24 };
 
-static enum status read_count(const char *where, const struct config_attention *rule, const char *key, int64_t minimum,
-                              int64_t *value) {
-    const struct config_option *option = options_find(rule, key);
-    double number;
-    if (!option) return STATUS_OK;
-    if (option->count != 1) return options_wrong(where, rule, option, "one number", "a list");
-    TRY(options_number(where, rule, option, option->words[0], (double)minimum, 1 << 24, &number));
-    if (number != floor(number)) return options_wrong(where, rule, option, "a whole number", option->words[0]);
-    *value = (int64_t)number;
-    return STATUS_OK;
-}
+/* --- options ------------------------------------------------------------------------------------------------------ */
 
 /* "file:line: attention nsa: key: reason", at the option when the recipe gives it. */
 static enum status refuse(const char *where, const struct config_attention *rule, const char *key, const char *reason,
@@ -68,12 +59,12 @@ static enum status read_options(const char *where, const struct config_attention
     *s = (struct nsa_settings){.compress = 32, .stride = 16, .block = 64, .select = 16, .window = 512, .select_weight = 1};
     s->select_group = model->heads / model->kv_heads;
     TRY(options_check_known(where, rule, known, sizeof known / sizeof *known));
-    TRY(read_count(where, rule, "compress", 1, &s->compress));
-    TRY(read_count(where, rule, "stride", 1, &s->stride));
-    TRY(read_count(where, rule, "block", 1, &s->block));
-    TRY(read_count(where, rule, "select", 0, &s->select));
-    TRY(read_count(where, rule, "window", 0, &s->window));
-    TRY(read_count(where, rule, "select_group", 1, &s->select_group));
+    TRY(options_count(where, rule, "compress", 1, TOKENS_MOST, &s->compress));
+    TRY(options_count(where, rule, "stride", 1, TOKENS_MOST, &s->stride));
+    TRY(options_count(where, rule, "block", 1, TOKENS_MOST, &s->block));
+    TRY(options_count(where, rule, "select", 0, TOKENS_MOST, &s->select));
+    TRY(options_count(where, rule, "window", 0, TOKENS_MOST, &s->window));
+    TRY(options_count(where, rule, "select_group", 1, TOKENS_MOST, &s->select_group));
     TRY(options_choice(where, rule, "union", unions, 2, &s->apart));
     TRY(options_choice(where, rule, "branch_kv", kvs, 2, &s->separate));
     TRY(options_choice(where, rule, "anneal", anneals, 4, &s->anneal));
@@ -135,12 +126,7 @@ static enum status add_copy(const struct attention_layer *layer, struct params *
     const int64_t width = from->rank == 2 ? from->shape[1] : 1;
     double *values = NULL;
     TRY(memory_new((size_t)(rows * width), sizeof *values, "a copy of projections", &values));
-    enum status status = params->ops->download(params->ops, tensor_rows(from->value, queries, rows), values);
-    for (int64_t n = rows * width; from->value.dtype == DTYPE_F32 && n-- > 0;) {
-        float value;
-        memcpy(&value, (float *)(void *)values + n, sizeof value);
-        values[n] = (double)value;
-    }
+    enum status status = values_read(params->ops, tensor_rows(from->value, queries, rows), values);
     struct param row = {.rank = from->rank, .shape = {rows, width}, .init = INIT_VALUES, .init_values = values,
                         .decay = from->decay, .added = true};
     snprintf(part, sizeof part, "%s_kv.%s", branch_names[branch], what);

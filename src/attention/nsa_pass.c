@@ -2,6 +2,7 @@
 #include "attention/nsa.h"
 
 #include "base/memory.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -200,11 +201,8 @@ static enum status look(const struct nsa_run *r) {
     for (int64_t b = 0; b < r->pass->batch; b++) {
         const int64_t row = (b + 1) * r->pass->length - 1;
         const struct tensor last = tensor_rows(tensor_as_rows(r->saved->logits), row, 1);
-        TRY_GOTO(done, ops->download(ops, last, logits));
-        for (int64_t n = 0; n < width; n++) {
-            const double x = last.dtype == DTYPE_F64 ? logits[n] : (double)((float *)(void *)logits)[n];
-            bound->gate_means[n % columns] += share / (1 + exp(-x));
-        }
+        TRY_GOTO(done, values_read(ops, last, logits));
+        for (int64_t n = 0; n < width; n++) bound->gate_means[n % columns] += share / (1 + exp(-logits[n]));
         if (select == 0) continue;
         const struct tensor lines = tensor_2d(r->chosen.data, DTYPE_I32, r->pass->batch * r->pass->length, lists * select);
         TRY_GOTO(done, ops->download(ops, tensor_rows(lines, row, 1), chosen));

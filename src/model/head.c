@@ -1,6 +1,7 @@
 /* The head: logits, divergence and its gradient in row chunks of bounded memory; [N,V] never exists. */
 #include "base/memory.h"
 #include "model/internal.h"
+#include "params/values.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -177,17 +178,7 @@ enum status head_loss(struct head *head, const struct head_loss *a, struct head_
 static enum status read_output(const struct head *head, struct tensor output, double *out) {
     if (!out) return STATUS_OK;
     if (!tensor_present(output)) return error_set(STATUS_FAILED, "head: this per-row value was not asked for");
-    TRY(head->ops->download(head->ops, output, out));
-    if (output.dtype == DTYPE_F64) return STATUS_OK;
-    /* Widen in place, from the end. */
-    char *bytes = (char *)out;
-    for (int64_t i = tensor_count(output) - 1; i >= 0; i--) {
-        float value;
-        memcpy(&value, bytes + i * (int64_t)sizeof value, sizeof value);
-        double wide = (double)value;
-        memcpy(bytes + i * (int64_t)sizeof wide, &wide, sizeof wide);
-    }
-    return STATUS_OK;
+    return values_read(head->ops, output, out);
 }
 
 enum status head_read_rows(struct head *head, const struct head_rows *rows) {

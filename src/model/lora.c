@@ -5,11 +5,11 @@
 
 #include "base/memory.h"
 #include "base/rng.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static const char *const parts[] = {"attn.qkv", "attn.out"};
 enum { PARTS = 2, OVERSAMPLED = 8, ROUNDS = 8 };
@@ -48,64 +48,32 @@ enum status lora_add(struct model *model) {
     return STATUS_OK;
 }
 
-/* Rows of x [count,width] made orthonormal in order (Gram-Schmidt, twice for rounding); a row that depends on those
- * before becomes 0. */
-static void orthonormalise(double *x, int64_t count, int64_t width) {
-    for (int64_t i = 0; i < count; i++) {
-        double *row = x + i * width, before = 0, after = 0;
-        for (int64_t c = 0; c < width; c++) before += row[c] * row[c];
-        for (int pass = 0; pass < 2; pass++) {
-            for (int64_t j = 0; j < i; j++) {
-                double dot = 0;
-                for (int64_t c = 0; c < width; c++) dot += row[c] * x[j * width + c];
-                for (int64_t c = 0; c < width; c++) row[c] -= dot * x[j * width + c];
-            }
-        }
-        for (int64_t c = 0; c < width; c++) after += row[c] * row[c];
-        double scale = after > 1e-20 * before && after > 0 ? 1 / sqrt(after) : 0;
-        for (int64_t c = 0; c < width; c++) row[c] *= scale;
-    }
-}
-
 /* What the iteration works in: `count` candidate vectors of a weight [out,in], on the device and on the host. */
 struct iteration {
     const struct ops *ops;
     struct tensor weight, x, y; /* [out,in]; [count,in]; [count,out] */
-    int64_t count, width;       /* width: in */
     double *host;               /* [count,in] */
-    void *wire;                 /* the same as the device has it */
 };
 
-static enum status move(struct iteration *it, bool to_device) {
-    int64_t n = it->count * it->width;
-    float *narrow = it->wire;
-    bool wide = it->x.dtype == DTYPE_F64;
-    if (!to_device) TRY(it->ops->download(it->ops, it->x, it->wire));
-    for (int64_t i = 0; i < n; i++) {
-        if (to_device && !wide) narrow[i] = (float)it->host[i];
-        if (!to_device && !wide) it->host[i] = (double)narrow[i];
-    }
-    if (wide)
-        memcpy(to_device ? it->wire : (void *)it->host, to_device ? (void *)it->host : it->wire,
-               (size_t)n * sizeof(double));
-    return to_device ? it->ops->upload(it->ops, it->x, it->wire) : STATUS_OK;
+/* x = the host's vectors, orthonormal. */
+static enum status place_vectors(struct iteration *it) {
+    params_orthonormalise(it->host, it->x.shape[0], it->x.shape[1]);
+    return values_write(it->ops, it->x, it->host);
 }
 
-/* Subspace iteration on WᵀW (Halko, Martinsson and Tropp 2011, algorithm 4.4): host holds the leading right singular
- * vectors, the first `rank` of them in order of their values up to what the rounds resolve. */
+/* Subspace iteration on WᵀW (Halko, Martinsson and Tropp 2011, algorithm 4.4): x holds the leading right singular vectors, in order of
+ * their values up to what the rounds resolve. */
 static enum status iterate(struct iteration *it, uint64_t seed, uint64_t stream) {
-    for (int64_t i = 0; i < it->count * it->width; i++) it->host[i] = rng_normal(seed, stream, (uint64_t)i);
+    const struct gemm forward = {.a = it->x, .b = it->weight, .c = it->y, .transpose_b = true, .alpha = 1};
+    const struct gemm back = {.a = it->y, .b = it->weight, .c = it->x, .alpha = 1};
+    for (int64_t i = 0; i < tensor_count(it->x); i++) it->host[i] = rng_normal(seed, stream, (uint64_t)i);
     for (int round = 0; round < ROUNDS; round++) {
-        struct gemm forward = {.a = it->x, .b = it->weight, .c = it->y, .transpose_b = true, .alpha = 1};
-        struct gemm back = {.a = it->y, .b = it->weight, .c = it->x, .alpha = 1};
-        orthonormalise(it->host, it->count, it->width);
-        TRY(move(it, true));
+        TRY(place_vectors(it));
         TRY(it->ops->gemm(it->ops, &forward));
         TRY(it->ops->gemm(it->ops, &back));
-        TRY(move(it, false));
+        TRY(values_read(it->ops, it->x, it->host));
     }
-    orthonormalise(it->host, it->count, it->width);
-    return STATUS_OK;
+    return place_vectors(it);
 }
 
 static enum status start_row(const struct model *model, int64_t layer, int part, uint64_t seed) {
@@ -114,19 +82,16 @@ static enum status start_row(const struct model *model, int64_t layer, int part,
     const struct param *weight = row_of(model, layer, part, "weight"), *a = row_of(model, layer, part, "lora_a");
     int64_t out = weight->shape[0], in = weight->shape[1], most = in < out ? in : out;
     int64_t count = model->lora.rank + OVERSAMPLED < most ? model->lora.rank + OVERSAMPLED : most;
-    struct iteration it = {.ops = ops, .weight = weight->value, .count = count, .width = in};
+    struct iteration it = {.ops = ops, .weight = weight->value};
     size_t bytes = dtype_size(ops->real) * (size_t)(count * (in + out));
     void *block = NULL;
     TRY_GOTO(done, ops->allocate(ops, bytes, &block));
     it.x = tensor_2d(block, ops->real, count, in);
     it.y = tensor_2d((char *)block + dtype_size(ops->real) * (size_t)(count * in), ops->real, count, out);
     TRY_GOTO(done, memory_new((size_t)(count * in), sizeof(double), "singular vectors", &it.host));
-    TRY_GOTO(done, memory_new((size_t)(count * in), sizeof(double), "singular vectors", &it.wire));
     TRY_GOTO(done, iterate(&it, seed, rng_substream(RNG_INIT, (uint64_t)(layer * PARTS + part))));
-    TRY_GOTO(done, move(&it, true));
     status = ops->copy(ops, tensor_rows(it.x, 0, model->lora.rank), a->value);
 done:
-    free(it.wire);
     free(it.host);
     ops->release(ops, block);
     return status;

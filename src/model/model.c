@@ -52,37 +52,47 @@ enum status model_initialise(struct model *model, uint64_t seed) {
     return params_initialise(&model->params, seed, false);
 }
 
-enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
-                          size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
-                          struct model *student) {
+/* What a student is made of besides its teacher. */
+struct student_making {
+    const char *where;
+    const struct config_attention *rules;
+    size_t rule_count;
+    char *const *patterns;
+    size_t pattern_count;
+    bool train;
+    int64_t cover; /* as take_layers has it */
+    uint64_t seed;
+};
+
+static enum status make_student(const struct model *teacher, const struct student_making *m, struct model *student) {
     enum status status = STATUS_OK;
     *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
     TRY_GOTO(done, params_share(&teacher->params, &student->params));
-    TRY_GOTO(done, take_layers(student, where, rules, rule_count, 0));
-    TRY_GOTO(done, params_lora(patterns, pattern_count, &student->lora));
+    TRY_GOTO(done, take_layers(student, m->where, m->rules, m->rule_count, m->cover));
+    TRY_GOTO(done, params_lora(m->patterns, m->pattern_count, &student->lora));
     if (student->lora.rank > 0) TRY_GOTO(done, lora_add(student));
-    TRY_GOTO(done, params_own(&student->params, patterns, pattern_count));
-    TRY_GOTO(done, params_place(&student->params, train));
-    TRY_GOTO(done, params_initialise(&student->params, seed, true));
-    TRY_GOTO(done, lora_start(student, seed));
+    TRY_GOTO(done, params_own(&student->params, m->patterns, m->pattern_count));
+    TRY_GOTO(done, params_place(&student->params, m->train));
+    TRY_GOTO(done, params_initialise(&student->params, m->seed, true));
+    TRY_GOTO(done, lora_start(student, m->seed));
     TRY_GOTO(done, bind_layers(student));
 done:
     if (status != STATUS_OK) model_free(student);
     return status;
 }
 
+enum status model_student(const struct model *teacher, const char *where, const struct config_attention *rules,
+                          size_t rule_count, char *const *patterns, size_t pattern_count, bool train, uint64_t seed,
+                          struct model *student) {
+    const struct student_making making = {.where = where, .rules = rules, .rule_count = rule_count, .patterns = patterns,
+                                          .pattern_count = pattern_count, .train = train, .seed = seed};
+    return make_student(teacher, &making, student);
+}
+
 enum status model_covered(const struct model *teacher, const char *where, const struct config_attention *rules, size_t rule_count,
                           int64_t length, uint64_t seed, struct model *student) {
-    enum status status = STATUS_OK;
-    *student = (struct model){.config = teacher->config, .teacher = teacher, .bf16 = teacher->bf16};
-    TRY_GOTO(done, params_share(&teacher->params, &student->params));
-    TRY_GOTO(done, take_layers(student, where, rules, rule_count, length));
-    TRY_GOTO(done, params_place(&student->params, false));
-    TRY_GOTO(done, params_initialise(&student->params, seed, true));
-    TRY_GOTO(done, bind_layers(student));
-done:
-    if (status != STATUS_OK) model_free(student);
-    return status;
+    const struct student_making making = {.where = where, .rules = rules, .rule_count = rule_count, .cover = length, .seed = seed};
+    return make_student(teacher, &making, student);
 }
 
 void model_free(struct model *model) {

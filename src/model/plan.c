@@ -1,6 +1,7 @@
 /* Memory of a pass: one block, measured and placed by the same code; see DESIGN "measure, then place". */
 #include "base/memory.h"
 #include "model/internal.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -245,19 +246,13 @@ enum status rope_upload_frequencies(const struct model *model, struct tensor out
     const struct model_config *c = &model->config;
     const struct ops *ops = model->params.ops;
     if (model_has_learned_positions(c)) return STATUS_OK;
-    enum status status = STATUS_OK;
-    double *wide = NULL;
-    float *narrow = NULL;
     int64_t count = tensor_count(out);
-    TRY_GOTO(done, memory_new((size_t)count, sizeof *wide, "rotary frequencies", &wide));
-    TRY_GOTO(done, memory_new((size_t)count, sizeof *narrow, "rotary frequencies", &narrow));
+    double *frequencies = NULL;
+    TRY(memory_new((size_t)count, sizeof *frequencies, "rotary frequencies", &frequencies));
     for (int64_t i = 0; i < count; i++) {
-        wide[i] = stretch(c, pow(c->rope_theta, -2.0 * (double)i / (double)c->head_width));
-        narrow[i] = (float)wide[i];
+        frequencies[i] = stretch(c, pow(c->rope_theta, -2.0 * (double)i / (double)c->head_width));
     }
-    status = ops->upload(ops, out, out.dtype == DTYPE_F64 ? (void *)wide : (void *)narrow);
-done:
-    free(wide);
-    free(narrow);
+    enum status status = values_write(ops, out, frequencies);
+    free(frequencies);
     return status;
 }

@@ -3,6 +3,7 @@
 #include "base/memory.h"
 #include "base/rng.h"
 #include "params/params.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,16 +15,22 @@ static double dot(const double *a, const double *b, int64_t n) {
     return sum;
 }
 
-/* Row `row` loses what lies along the rows before it in its block. Twice is enough (Giraud et al. 2005). */
-static void orthogonalise(double *block, int64_t row, int64_t columns) {
+/* Row `row` loses what lies along the rows before it. Twice is enough (Giraud et al. 2005). */
+static void orthonormalise_row(double *block, int64_t row, int64_t columns) {
     double *x = block + row * columns;
+    const double before = dot(x, x, columns);
     for (int round = 0; round < 2; round++)
         for (int64_t r = 0; r < row; r++) {
             const double share = dot(x, block + r * columns, columns);
             for (int64_t c = 0; c < columns; c++) x[c] -= share * block[r * columns + c];
         }
-    const double length = sqrt(dot(x, x, columns));
-    for (int64_t c = 0; c < columns; c++) x[c] /= length;
+    const double square = dot(x, x, columns), length = sqrt(square);
+    const bool independent = square > 1e-20 * before;
+    for (int64_t c = 0; c < columns; c++) x[c] = independent ? x[c] / length : 0;
+}
+
+void params_orthonormalise(double *x, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r++) orthonormalise_row(x, r, columns);
 }
 
 enum status params_draw_orthogonal(uint64_t seed, uint64_t part, int64_t rows, int64_t columns, double *out) {
@@ -36,9 +43,9 @@ enum status params_draw_orthogonal(uint64_t seed, uint64_t part, int64_t rows, i
             out[r * columns + c] = rng_normal(seed, stream, index);
             lengths[r] += pow(rng_normal(seed, stream, index + 1), 2);
         }
-        orthogonalise(out + r / columns * columns * columns, r % columns, columns);
     }
-    /* Only now: within a block rows are orthogonalised against rows of length 1. */
+    for (int64_t r = 0; r < rows; r += columns)
+        params_orthonormalise(out + r * columns, rows - r < columns ? rows - r : columns, columns);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < columns; c++) out[r * columns + c] *= sqrt(lengths[r]);
     free(lengths);
@@ -55,14 +62,7 @@ enum status params_redraw(const struct params *params, const struct param *row, 
     TRY_GOTO(done, memory_new((size_t)count, sizeof *values, "a map's draw", &values));
     TRY_GOTO(done, params_draw_orthogonal(seed, hash_combine(name, draw) >> 8, rows, columns, values));
     for (int64_t n = each; n < count; n++) values[n] = values[n - each];
-    if (row->value.dtype == DTYPE_F32) {
-        float *narrow = (float *)(void *)values;
-        for (int64_t n = 0; n < count; n++) {
-            const float value = (float)values[n];
-            memcpy(narrow + n, &value, sizeof value);
-        }
-    }
-    status = params->ops->upload(params->ops, row->value, values);
+    status = values_write(params->ops, row->value, values);
 done:
     free(values);
     return status;

@@ -77,6 +77,8 @@ enum status params_own(struct params *params, char *const *patterns, size_t coun
 enum status params_place(struct params *params, bool train);
 /* Fills the rows that are added (or, of a model from scratch, all): a function of (seed, name). */
 enum status params_initialise(struct params *params, uint64_t seed, bool only_added);
+/* Rows of x [rows,columns] made orthonormal, in order (Gram-Schmidt); one that depends on those before it becomes 0. */
+void params_orthonormalise(double *x, int64_t rows, int64_t columns);
 /* out [rows,columns]: blocks of `columns` orthogonal rows (QR of Gaussians), each row as long as a Gaussian vector of its own
  * (Choromanski et al. 2020); a function of (seed, part). STATUS_MEMORY. */
 enum status params_draw_orthogonal(uint64_t seed, uint64_t part, int64_t rows, int64_t columns, double *out);
