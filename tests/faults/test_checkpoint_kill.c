@@ -1,21 +1,19 @@
 /* SIGKILL at random instants while checkpoints are saved, replaced and thinned out: every checkpoint that can be seen
  * afterwards verifies and holds what it should, and none that was there before is lost.
  * $SQUINT_KILLS: how many kills (40). Some more are dealt to one of two ranks under mpirun, where that is found. */
+#include "support/check.h"
+
 #include "base/file.h"
 #include "base/rng.h"
 #include "io/checkpoint.h"
 
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#include <cmocka.h>
 
 #include "support/scratch.h"
 
@@ -191,8 +189,7 @@ static void test_one_rank(void **state) {
 static void test_two_ranks(void **state) {
     (void)state;
     if (system("command -v mpirun >/dev/null 2>&1") != 0) {
-        printf("skipped: no mpirun\n");
-        skip();
+        CHECK_SKIP("no mpirun");
     }
     kill_many(scratch_path("two"), 4, true);
 }
@@ -202,5 +199,6 @@ int main(int argc, char **argv) {
     if (comm_open_single(&comm) != STATUS_OK) return 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_one_rank), cmocka_unit_test(test_two_ranks)};
     int failures = cmocka_run_group_tests(tests, scratch_make, scratch_remove);
-    return comm_close(&comm) != STATUS_OK || failures;
+    if (comm_close(&comm) != STATUS_OK) failures++;
+    return check_exit(failures);
 }

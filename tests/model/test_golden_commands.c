@@ -20,13 +20,8 @@ static const char *data(const char *name) {
     return data_path;
 }
 
-static bool skipped;
-
-static bool has_data(const char *name) {
-    if (getenv("SQUINT_DATA") && file_exists(data(name))) return true;
-    skipped = true;
-    print_message("skipped: %s is not there; set SQUINT_DATA\n", data(name));
-    return false;
+static void need_data(const char *name) {
+    if (!getenv("SQUINT_DATA") || !file_exists(data(name))) CHECK_SKIP("%s is not there; set SQUINT_DATA", data(name));
 }
 
 static json_t *read_golden(const char *folder) {
@@ -105,7 +100,7 @@ static void check_value(const char *what, int64_t row, int64_t id, double expect
 
 static void test_stories(void **state) {
     (void)state;
-    if (!has_data("stories260K/golden.json")) skip();
+    need_data("stories260K/golden.json");
     json_t *golden = read_golden("stories260K"), *ids = json_object_get(golden, "ids"), *rows = json_array();
     json_array_append(rows, ids);
     char *text = ids_text(rows);
@@ -138,7 +133,7 @@ static void test_stories(void **state) {
 /* To the letter, from the cache and without it. */
 static void test_text(void **state) {
     (void)state;
-    if (!has_data("stories260K/golden.json")) skip();
+    need_data("stories260K/golden.json");
     static const char *const paths[] = {"", "--parallel"};
     json_t *golden = read_golden("stories260K");
     const char *expected = json_string_value(json_object_get(golden, "text"));
@@ -169,7 +164,7 @@ static void log_softmax(const double *x, int64_t count, double *y) {
 
 static void test_sort(void **state) {
     (void)state;
-    if (!has_data("gpt-nano-sort/golden.json")) skip();
+    need_data("gpt-nano-sort/golden.json");
     json_t *golden = read_golden("gpt-nano-sort"), *ids = json_object_get(golden, "ids");
     char *text = ids_text(ids);
     int64_t rows = (int64_t)json_array_size(ids), length = (int64_t)json_array_size(json_array_get(ids, 0)),
@@ -240,6 +235,5 @@ static void test_random(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stories), cmocka_unit_test(test_text),
                                        cmocka_unit_test(test_sort), cmocka_unit_test(test_random)};
-    int failed = cmocka_run_group_tests(tests, scratch_make, scratch_remove);
-    return failed ? failed : skipped ? 77 : 0;
+    return check_exit(cmocka_run_group_tests(tests, scratch_make, scratch_remove));
 }

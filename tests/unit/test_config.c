@@ -1,19 +1,15 @@
 /* Recipes: what a good one means, what every wrong one is told, and that the resolved text reads back to the same
  * config. */
+#include "support/check.h"
+
 #include "base/file.h"
 #include "config/config.h"
 #include "config/keys.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 static const char good[] =
     "run: runs/test\n"
@@ -325,10 +321,7 @@ static void test_recipes(void **state) {
     const char *source = getenv("SQUINT_SOURCE");
     char **paths = NULL, pattern[1024];
     size_t count = 0;
-    if (!source) {
-        print_message("skipped: SQUINT_SOURCE does not say where launch/recipes is\n");
-        skip();
-    }
+    if (!source) CHECK_SKIP("SQUINT_SOURCE does not say where launch/recipes is");
     snprintf(pattern, sizeof pattern, "%s/launch/recipes/*.yaml", source);
     assert_ok(file_glob(pattern, &paths, &count));
     for (size_t i = 0; i < count; i++) {
@@ -355,5 +348,5 @@ int main(void) {
         cmocka_unit_test(test_overrides), cmocka_unit_test(test_wrong),     cmocka_unit_test(test_missing_file),
         cmocka_unit_test(test_aliases),   cmocka_unit_test(test_reference), cmocka_unit_test(test_recipes),
     };
-    return cmocka_run_group_tests_name("config", tests, NULL, NULL);
+    return check_exit(cmocka_run_group_tests_name("config", tests, NULL, NULL));
 }

@@ -1,6 +1,6 @@
 #!/bin/sh
 # squint tokenizer, as a person uses it: train, encode, decode, and what it says about mistakes.
-[ -x "$SQUINT" ] || { echo "skipped: no program at $SQUINT"; exit 77; }
+[ -x "$SQUINT" ] || { echo "FAILED: no program at $SQUINT"; exit 1; }
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
