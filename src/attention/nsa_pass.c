@@ -191,23 +191,24 @@ static enum status look(const struct nsa_run *r) {
     const double share = 1 / (double)(r->pass->batch * heads);
     enum status status = STATUS_OK;
     double *logits = NULL;
-    int32_t *chosen = NULL, *start = NULL;
+    int32_t *chosen = NULL;
     int64_t inside = 0, outside = 0;
     memset(bound->gate_means, 0, sizeof bound->gate_means);
     TRY_GOTO(done, memory_new((size_t)width, sizeof *logits, "gates", &logits));
     TRY_GOTO(done, memory_new((size_t)(lists * select + 1), sizeof *chosen, "choices", &chosen));
-    TRY_GOTO(done, memory_new((size_t)(r->pass->batch * r->pass->length), sizeof *start, "document starts", &start));
-    TRY_GOTO(done, ops->download(ops, r->pass->start, start));
     for (int64_t b = 0; b < r->pass->batch; b++) {
         const int64_t row = (b + 1) * r->pass->length - 1;
+        const struct tensor starts = tensor_1d(r->pass->start.data, DTYPE_I32, r->pass->batch * r->pass->length);
         const struct tensor last = tensor_rows(tensor_as_rows(r->saved->logits), row, 1);
         TRY_GOTO(done, values_read(ops, last, logits));
         for (int64_t n = 0; n < width; n++) bound->gate_means[n % columns] += share / (1 + exp(-logits[n]));
         if (select == 0) continue;
+        int32_t start = 0;
+        TRY_GOTO(done, ops->download(ops, tensor_rows(starts, row, 1), &start));
         const struct tensor lines = tensor_2d(r->chosen.data, DTYPE_I32, r->pass->batch * r->pass->length, lists * select);
         TRY_GOTO(done, ops->download(ops, tensor_rows(lines, row, 1), chosen));
         for (int64_t n = 0; n < lists * select; n++) {
-            const int64_t end = start[row] + (chosen[n] + 1) * r->s->block;
+            const int64_t end = start + (chosen[n] + 1) * r->s->block;
             if (chosen[n] < 0) continue;
             if (end <= row % r->pass->length + 1 - r->window) outside++;
             inside++;
@@ -218,7 +219,6 @@ static enum status look(const struct nsa_run *r) {
 done:
     free(logits);
     free(chosen);
-    free(start);
     return status;
 }
 
