@@ -158,7 +158,11 @@ static enum status open_checkpoint(const struct ops *ops, const struct loaded_op
         TRY_GOTO(done, model_new(ops, &loaded->config.scratch, false, loaded->model));
         loaded->model->bf16 = options->bf16;
     }
-    status = model_restore(checkpoint, loaded->path, loaded->model, false);
+    TRY_GOTO(done, model_restore(checkpoint, loaded->path, loaded->model, false));
+    if (!facts.teacher && options->positions != POSITIONS_REFUSE) { /* a student's are its teacher's */
+        loaded->model->config.positions_beyond = options->positions;
+        TRY_GOTO(done, model_extend_positions(loaded->model, options->length));
+    }
 done:
     checkpoint_close(&checkpoint);
     return status;
