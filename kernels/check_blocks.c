@@ -183,6 +183,7 @@ enum status check_block_mass(const struct ops *ops, const struct block_mass *a) 
     TRY(check_dense(operation, "start", a->start, DTYPE_I32, 2, SHAPE(batch, length)));
     TRY(check_dense(operation, "log_sums", a->log_sums, ops->statistic, 3, SHAPE(batch, heads, length)));
     TRY(check_dense(operation, "losses", a->losses, ops->statistic, 3, SHAPE(batch, heads / a->select_group, length)));
+    if (tensor_present(a->loss)) TRY(check_dense(operation, "loss", a->loss, DTYPE_F64, 1, SHAPE(1)));
     if (tensor_present(a->d_own_q)) TRY(check_tensor(operation, "d_own_q", a->d_own_q, ops->real, 4, a->own_q.shape));
     if (!tensor_present(a->d_compressed)) return STATUS_OK;
     return check_tensor(operation, "d_compressed", a->d_compressed, ops->real, 4, a->compressed.shape);

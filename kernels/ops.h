@@ -281,12 +281,13 @@ struct gate_mix_backward {
  * m the exact causal softmax of scale·teacher_q·teacher_k summed over each such block and the heads, normalised over them; n the
  * importance as in compressed_attention (of own_q, compressed), normalised. 0 where no compressed block is visible.
  * teacher_q, own_q [B,T,H,D], teacher_k [B,T,G,D], compressed [B,Nb,G,D]: real, any strides with a dense last dimension.
- * log_sums [B,H,T]: of compressed_attention on own_q, compressed. losses [B,H/select_group,T] f32 statistics. d_own_q,
- * d_compressed: += gradient_scale · the gradient of Σ losses, when present. Scores of a few rows at a time. */
+ * log_sums [B,H,T]: of compressed_attention on own_q, compressed. losses [B,H/select_group,T] f32 statistics. loss [1] F64, when
+ * present: += weight · Σ losses, in fixed order. d_own_q, d_compressed: += gradient_scale · the gradient of Σ losses, when present.
+ * Scores of a few rows at a time. */
 struct block_mass {
-    struct tensor teacher_q, teacher_k, own_q, compressed, start, log_sums, losses, d_own_q, d_compressed;
+    struct tensor teacher_q, teacher_k, own_q, compressed, start, log_sums, losses, loss, d_own_q, d_compressed;
     int32_t compress, stride, block, select_group;
-    double scale, gradient_scale;
+    double scale, weight, gradient_scale;
 };
 
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).

@@ -211,5 +211,9 @@ enum status NAME(block_mass)(const struct ops *ops, const struct block_mass *a) 
         place(&w, memory + shared + own * (size_t)omp_get_thread_num(), &x);
         run_unit(&w, &x, n / units, n % units);
     }
+    if (!tensor_present(a->loss)) return STATUS_OK;
+    double sum = 0;
+    for (int64_t n = 0; n < tensor_count(a->losses); n++) sum += (double)real_data(a->losses)[n];
+    *(double *)a->loss.data += a->weight * sum;
     return STATUS_OK;
 }

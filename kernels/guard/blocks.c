@@ -144,6 +144,7 @@ static enum status guarded_block_mass(const struct ops *ops, const struct block_
     call_add(&call, "start", a->start, ACCESS_READ, NULL);
     call_add(&call, "log_sums", a->log_sums, ACCESS_READ, NULL);
     call_add(&call, "losses", a->losses, ACCESS_WRITE, NULL);
+    call_add(&call, "loss", a->loss, ACCESS_UPDATE, NULL);
     call_add(&call, "d_own_q", a->d_own_q, ACCESS_UPDATE, NULL);
     call_add(&call, "d_compressed", a->d_compressed, ACCESS_UPDATE, NULL);
     GUARDED(&call, block_mass, a);

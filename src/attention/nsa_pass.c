@@ -18,7 +18,7 @@ struct nsa_saved {
     struct tensor kv[NSA_BRANCHES];                   /* [B·T,2·G·D] of branches with their own */
     /* train */
     struct tensor d_kv; /* [B·T,2·G·D] */
-    struct tensor d_branch, d_keys, d_values, d_logits, losses, loss;
+    struct tensor d_branch, d_keys, d_values, d_logits, losses;
 };
 
 enum status nsa_plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
@@ -51,7 +51,6 @@ enum status nsa_plan(const struct attention_layer *layer, struct arena *arena, i
         p->d_values = arena_4d(arena, ops->real, batch, blocks, m->kv_heads, width);
         p->d_logits = arena_3d(arena, ops->real, batch, length, m->heads * nsa_gate_columns(s));
         p->losses = arena_3d(arena, ops->statistic, batch, nsa_lists(layer), length);
-        p->loss = arena_1d(arena, DTYPE_F64, 1);
     }
     *out = p;
     return STATUS_OK;
@@ -345,19 +344,13 @@ static enum status learn_to_choose(const struct nsa_run *r) {
     const struct attention_pass *pass = r->pass;
     const struct ops *ops = pass->ops;
     const double share = r->s->select_weight / (double)nsa_lists(r->layer);
-    double own, sum;
     const struct block_mass mass = {
         .teacher_q = pass->teacher_q, .teacher_k = pass->teacher_k, .own_q = pass->q, .compressed = r->saved->keys,
         .start = pass->start, .log_sums = r->saved->log_sums[NSA_COMPRESSED], .losses = r->saved->losses,
-        .d_own_q = pass->dq, .d_compressed = r->saved->d_keys, .compress = (int32_t)r->s->compress,
-        .stride = (int32_t)r->s->stride, .block = (int32_t)r->s->block, .select_group = (int32_t)r->s->select_group,
-        .scale = r->scale, .gradient_scale = share * pass->context.loss_scale};
-    TRY(ops->block_mass(ops, &mass));
-    TRY(ops->sum(ops, r->saved->losses, r->saved->loss));
-    TRY(ops->download(ops, r->saved->loss, &own));
-    TRY(ops->download(ops, pass->loss, &sum));
-    sum += share * own;
-    return ops->upload(ops, pass->loss, &sum);
+        .loss = pass->loss, .weight = share, .d_own_q = pass->dq, .d_compressed = r->saved->d_keys,
+        .compress = (int32_t)r->s->compress, .stride = (int32_t)r->s->stride, .block = (int32_t)r->s->block,
+        .select_group = (int32_t)r->s->select_group, .scale = r->scale, .gradient_scale = share * pass->context.loss_scale};
+    return ops->block_mass(ops, &mass);
 }
 
 enum status nsa_backward(const struct attention_layer *layer, const struct attention_pass *pass) {

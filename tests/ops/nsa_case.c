@@ -10,6 +10,9 @@
 const char *const nsa_input_names[NSA_INPUTS] = {"q",    "k",        "v",         "logits",   "w1_k",
                                                  "b1_k", "w2_k",     "places_k",  "w1_v",     "b1_v",
                                                  "w2_v", "places_v", "teacher_q", "teacher_k"};
+/* `loss` of block_mass before it, and the weight of what it adds. */
+static const double loss_before = 1.5, loss_weight = 0.25;
+
 const char *const nsa_output_names[NSA_OUTPUTS] = {"o", "compressed", "losses"};
 
 /* Name, B, T, H, G, D, l, d, l', n, w, select_group, apart, cuts. */
@@ -129,7 +132,7 @@ struct device_case {
     int count;
     struct tensor inputs[NSA_INPUTS], gradients[NSA_LEARNING], start, chosen, d_o;
     struct tensor compressed[2], pre[2], d_compressed[2]; /* of k, v */
-    struct tensor branches[3], d_branches[3], sums[3], losses, o;
+    struct tensor branches[3], d_branches[3], sums[3], losses, loss, o;
 };
 
 static struct tensor take(struct device_case *d, struct tensor t) {
@@ -214,6 +217,8 @@ static void open_case(struct device_case *d, const struct nsa_arrays *x) {
         d->sums[n] = take(d, tensor_3d(NULL, d->ops->statistic, row->batch, row->heads, row->length));
     }
     d->losses = take(d, tensor_3d(NULL, d->ops->statistic, row->batch, lists, row->length));
+    d->loss = take(d, tensor_1d(NULL, DTYPE_F64, 1));
+    CHECK_OK(d->ops->fill(d->ops, d->loss, loss_before));
     d->start = take(d, tensor_2d(NULL, DTYPE_I32, row->batch, row->length));
     CHECK_OK(d->ops->upload(d->ops, d->start, x->start));
     d->chosen = take(d, tensor_4d(NULL, DTYPE_I32, row->batch, row->length, lists, row->select));
@@ -287,6 +292,8 @@ static struct block_mass mass_of(const struct device_case *d, bool backward) {
                                .start = d->start,
                                .log_sums = d->sums[0],
                                .losses = d->losses,
+                               .loss = d->loss,
+                               .weight = loss_weight,
                                .d_own_q = backward ? d->gradients[NSA_Q] : tensor_none(),
                                .d_compressed = backward ? d->d_compressed[0] : tensor_none(),
                                .compress = row->compress,
@@ -350,6 +357,15 @@ static void backward(const struct device_case *d) {
     }
 }
 
+/* What block_mass added to `loss` is the weighted sum of the losses that it wrote. */
+static void check_loss(const struct device_case *d, const double *losses) {
+    double found, expected = 0;
+    CHECK_OK(d->ops->download(d->ops, d->loss, &found));
+    for (int64_t n = 0; n < tensor_count(d->losses); n++) expected += losses[n];
+    expected = loss_before + loss_weight * expected;
+    if (!(fabs(found - expected) <= 1e-12 * fabs(expected))) fail_msg("loss: expected %.17g, found %.17g", expected, found);
+}
+
 void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool with_backward) {
     struct device_case d = {.ops = ops, .row = row};
     open_case(&d, x);
@@ -363,6 +379,7 @@ void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_array
     move(d.o, x->outputs[NSA_O], false);
     move(d.branches[0], x->outputs[NSA_COMPRESSED], false);
     move(d.losses, x->outputs[NSA_LOSSES], false);
+    check_loss(&d, x->outputs[NSA_LOSSES]);
     CHECK_OK(ops->download(ops, d.chosen, x->chosen));
     for (int n = 0; with_backward && n < NSA_LEARNING; n++) move(d.gradients[n], x->gradients[n], false);
     for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
