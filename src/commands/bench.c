@@ -7,6 +7,7 @@
 #include "commands/commands.h"
 #include "data-prep/tokenizer.h"
 #include "eval/bench_attention.h"
+#include "eval/bench_decode.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,26 +84,82 @@ static enum status run_step(int argc, char **argv) {
     return STATUS_OK;
 }
 
-/* --- attention ---------------------------------------------------------------------------------------------------- */
+/* --- attention and decode ----------------------------------------------------------------------------------------- */
 
 enum { LENGTHS_MAX = 16 };
 
-static enum status read_lengths(const struct option_list *words, int64_t *lengths, int *count) {
-    static const int64_t usual[] = {1024, 2048, 4096, 8192};
-    *count = words->count ? (int)words->count : 4;
+/* What both of them read; the options point into the rest. */
+struct layers_command {
+    struct bench_options options;
+    int64_t lengths[LENGTHS_MAX];
+    struct bench_kinds kinds;
+    bool json;
+};
+
+/* option: the name of the one that takes the numbers; without any, what is in `lengths` stays. */
+static enum status read_lengths(const char *command, const char *option, const struct option_list *words,
+                                struct layers_command *c) {
     if (words->count > LENGTHS_MAX) {
-        return error_set(STATUS_USAGE, "bench attention: --lengths: expected at most %d, found %zu", LENGTHS_MAX,
+        return error_set(STATUS_USAGE, "%s: --%s: expected at most %d, found %zu", command, option, LENGTHS_MAX,
                          words->count);
     }
-    for (int i = 0; i < *count; i++) {
+    if (words->count) c->options.length_count = (int)words->count;
+    for (size_t i = 0; i < words->count; i++) {
         char *end = NULL;
-        lengths[i] = words->count ? strtoll(words->values[i], &end, 10) : usual[i];
-        if (words->count && (*end != '\0' || lengths[i] < 1 || lengths[i] > 1 << 24)) {
-            return error_set(STATUS_USAGE, "bench attention: --lengths: expected numbers from 1 to %d, found \"%s\"",
+        c->lengths[i] = strtoll(words->values[i], &end, 10);
+        if (*end != '\0' || c->lengths[i] < 1 || c->lengths[i] > 1 << 24) {
+            return error_set(STATUS_USAGE, "%s: --%s: expected numbers from 1 to %d, found \"%s\"", command, option,
                              1 << 24, words->values[i]);
         }
     }
     return STATUS_OK;
+}
+
+/* `c` comes with the default lengths and repeats; released with layers_free after failures too. */
+static enum status layers_read(int argc, char **argv, const char *lengths, struct layers_command *c) {
+    int64_t window = 256, sinks = 4, repeats = c->options.repeats, threads = 0;
+    const char *named = NULL;
+    char usual[96];
+    struct option_list words = {0};
+    struct bench_options *o = &c->options;
+    o->name = argv[0];
+    o->table = "cpu";
+    o->batch = 1;
+    o->heads = o->groups = 12;
+    o->width = 64;
+    const struct option table[] = {
+        {"kinds", OPTION_TEXT, &named, 0, 0},
+        {lengths, OPTION_LIST, &words, 0, 0},
+        {"window", OPTION_INTEGER, &window, 1, 1 << 24},
+        {"sinks", OPTION_INTEGER, &sinks, 1, 1 << 24},
+        {"batch", OPTION_INTEGER, &o->batch, 1, 65536},
+        {"heads", OPTION_INTEGER, &o->heads, 1, 1000},
+        {"groups", OPTION_INTEGER, &o->groups, 1, 1000},
+        {"width", OPTION_INTEGER, &o->width, 1, 1024},
+        {"repeats", OPTION_INTEGER, &repeats, 1, 1000},
+        {"threads", OPTION_INTEGER, &threads, 0, 4096},
+        {"device", OPTION_TEXT, &o->table, 0, 0},
+        {"json", OPTION_FLAG, &c->json, 0, 0},
+    };
+    enum status status;
+    TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
+    TRY_GOTO(done, read_lengths(argv[0], lengths, &words, c));
+    if (o->heads % o->groups != 0) {
+        status = error_set(STATUS_USAGE, "%s: --heads: expected a multiple of --groups, %lld, found %lld", argv[0],
+                           (long long)o->groups, (long long)o->heads);
+        goto done;
+    }
+    snprintf(usual, sizeof usual, "full,masks:candidates=window(%lld)+sinks(%lld):start=0.9+0.1", (long long)window,
+             (long long)sinks);
+    TRY_GOTO(done, bench_kinds_read(argv[0], named ? named : usual, &c->kinds));
+    o->threads = (int)threads;
+    o->repeats = (int)repeats;
+    o->lengths = c->lengths;
+    o->rules = c->kinds.rules;
+    o->rule_count = c->kinds.count;
+done:
+    options_free(&words);
+    return status;
 }
 
 static double seconds_of(const struct bench_attention_row *row) {
@@ -117,7 +174,8 @@ static void print_attention(const struct bench_attention_row *rows, int lengths,
     static const double mebi = 1024.0 * 1024.0;
     if (json) printf("{\"bench\": \"attention\", \"rows\": [");
     if (!json)
-        printf("%-44s %8s %12s %12s %9s %12s %14s\n", "", "T", "forward", "backward", "first/it", "memory", "time, memory");
+        printf("%-44s %8s %12s %12s %9s %12s %14s\n", "", "T", "forward", "backward", "first/it", "memory",
+               "time, memory");
     for (int i = 0; i < lengths * kinds; i++) {
         const struct bench_attention_row *row = &rows[i], *first = &rows[i - i % kinds];
         const struct bench_attention_row *before = i >= kinds ? &rows[i - kinds] : NULL;
@@ -133,66 +191,65 @@ static void print_attention(const struct bench_attention_row *rows, int lengths,
             printf("}");
             continue;
         }
-        printf("%-44.44s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB", row->name, (long long)row->length, 1e3 * row->forward_s,
-               1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
+        printf("%-44.44s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB", row->name, (long long)row->length,
+               1e3 * row->forward_s, 1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
         printf(before ? "  %5.2fx %5.2fx\n" : "\n", time, memory);
     }
     if (json) printf("]}\n");
 }
 
 static enum status run_attention(int argc, char **argv) {
-    int64_t window = 256, sinks = 4, batch = 1, heads = 12, groups = 12, width = 64, repeats = 3, threads = 0;
-    int64_t lengths[LENGTHS_MAX];
-    int count = 0;
-    bool json = false;
-    const char *device = "cpu", *named = NULL;
-    char usual[96];
-    struct option_list words = {0};
-    struct bench_kinds kinds = {0};
+    struct layers_command c = {.options = {.repeats = 3, .length_count = 4}, .lengths = {1024, 2048, 4096, 8192}};
     struct bench_attention_row *rows = NULL;
-    const struct option table[] = {
-        {"kinds", OPTION_TEXT, &named, 0, 0},
-        {"lengths", OPTION_LIST, &words, 0, 0},
-        {"window", OPTION_INTEGER, &window, 1, 1 << 24},
-        {"sinks", OPTION_INTEGER, &sinks, 1, 1 << 24},
-        {"batch", OPTION_INTEGER, &batch, 1, 65536},
-        {"heads", OPTION_INTEGER, &heads, 1, 1000},
-        {"groups", OPTION_INTEGER, &groups, 1, 1000},
-        {"width", OPTION_INTEGER, &width, 1, 1024},
-        {"repeats", OPTION_INTEGER, &repeats, 1, 1000},
-        {"threads", OPTION_INTEGER, &threads, 0, 4096},
-        {"device", OPTION_TEXT, &device, 0, 0},
-        {"json", OPTION_FLAG, &json, 0, 0},
-    };
     enum status status;
-    TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
-    TRY_GOTO(done, read_lengths(&words, lengths, &count));
-    if (heads % groups != 0) {
-        status = error_set(STATUS_USAGE, "bench attention: --heads: expected a multiple of --groups, %lld, found %lld",
-                           (long long)groups, (long long)heads);
-        goto done;
-    }
-    snprintf(usual, sizeof usual, "full,masks:candidates=window(%lld)+sinks(%lld):start=0.9+0.1", (long long)window,
-             (long long)sinks);
-    TRY_GOTO(done, bench_kinds_read(named ? named : usual, &kinds));
-    const struct bench_attention_options options = {.table = device,
-                                                    .threads = (int)threads,
-                                                    .rules = kinds.rules,
-                                                    .rule_count = kinds.count,
-                                                    .lengths = lengths,
-                                                    .length_count = count,
-                                                    .batch = batch,
-                                                    .heads = heads,
-                                                    .groups = groups,
-                                                    .width = width,
-                                                    .repeats = (int)repeats};
-    TRY_GOTO(done, memory_new((size_t)(count * kinds.count), sizeof *rows, "times", &rows));
-    TRY_GOTO(done, bench_attention(&options, rows));
-    print_attention(rows, count, kinds.count, json);
+    TRY_GOTO(done, layers_read(argc, argv, "lengths", &c));
+    const int lengths = c.options.length_count, kinds = c.options.rule_count;
+    TRY_GOTO(done, memory_new((size_t)(lengths * kinds), sizeof *rows, "times", &rows));
+    TRY_GOTO(done, bench_attention(&c.options, rows));
+    print_attention(rows, lengths, kinds, c.json);
 done:
     free(rows);
-    bench_kinds_free(&kinds);
-    options_free(&words);
+    bench_kinds_free(&c.kinds);
+    return status;
+}
+
+/* rows: [positions][kinds]. Beside each row what the first kind takes over it, and what it takes over the first
+ * position. */
+static void print_decode(const struct bench_decode_row *rows, int positions, int kinds, bool json) {
+    char cache[16];
+    if (json) printf("{\"bench\": \"decode\", \"rows\": [");
+    if (!json)
+        printf("%-44s %9s %12s %12s %9s %9s %9s\n", "", "position", "a token", "mean", "first/it", "growth", "cache");
+    for (int i = 0; i < positions * kinds; i++) {
+        const struct bench_decode_row *row = &rows[i];
+        const double ratio = rows[i - i % kinds].token_s / row->token_s;
+        const double growth = row->token_s / rows[i % kinds].token_s;
+        if (json) {
+            printf("%s{\"kind\": \"%s\", \"position\": %lld, \"tokens\": %d, \"token_us\": %.3f, \"mean_us\": %.3f, "
+                   "\"first_over_this\": %.3f, \"growth\": %.3f, \"cache_bytes\": %.0f}",
+                   i ? ", " : "", row->name, (long long)row->position, row->tokens, 1e6 * row->token_s,
+                   1e6 * row->mean_s, ratio, growth, row->cache_bytes);
+            continue;
+        }
+        bytes_text(row->cache_bytes, cache);
+        printf("%-44.44s %9lld %10.1fus %10.1fus %8.2fx %8.2fx %9s\n", row->name, (long long)row->position,
+               1e6 * row->token_s, 1e6 * row->mean_s, ratio, growth, cache);
+    }
+    if (json) printf("]}\n");
+}
+
+static enum status run_decode(int argc, char **argv) {
+    struct layers_command c = {.options = {.repeats = 64, .length_count = 2}, .lengths = {128, 16384}};
+    struct bench_decode_row *rows = NULL;
+    enum status status;
+    TRY_GOTO(done, layers_read(argc, argv, "positions", &c));
+    const int positions = c.options.length_count, kinds = c.options.rule_count;
+    TRY_GOTO(done, memory_new((size_t)(positions * kinds), sizeof *rows, "times", &rows));
+    TRY_GOTO(done, bench_decode(&c.options, rows));
+    print_decode(rows, positions, kinds, c.json);
+done:
+    free(rows);
+    bench_kinds_free(&c.kinds);
     return status;
 }
 
@@ -254,7 +311,7 @@ done:
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} benches[] = {{"attention", run_attention}, {"step", run_step}, {"prep", run_prep}};
+} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}};
 
 static enum status run(int argc, char **argv) {
     static char name[64];
@@ -266,31 +323,40 @@ static enum status run(int argc, char **argv) {
         argv[1] = name;
         return benches[i].run(argc - 1, argv + 1);
     }
-    return error_set(STATUS_USAGE, "bench: expected attention, step or prep, found \"%s\"; see squint bench --help",
-                     what);
+    return error_set(STATUS_USAGE,
+                     "bench: expected attention, decode, step or prep, found \"%s\"; see squint bench --help", what);
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .summary = "time and memory of a step, of attention against length, of tokenising",
+    .summary = "time and memory of a step, of attention against length, of decoding, of tokenising",
     .help = "usage: squint bench attention [options]\n"
+            "       squint bench decode [options]\n"
             "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
             "\n"
-            "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind takes\n"
-            "over each, and how time and memory grew from the length before.\n"
+            "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind\n"
+            "takes over each, and growth from the length before: of time and memory.\n"
             "  --kinds full,masks:candidates=window(256)+sinks(4),performer:features=272,kerformer:window=0\n"
             "                       kinds and their options; default: full, and a window with sinks:\n"
             "  --window 256 --sinks 4\n"
             "  --lengths 1024 2048 4096 8192 --batch 1 --heads 12 --groups 12 --width 64 --repeats 3\n"
+            "decode: a token of one layer against a cache filled from token 0, all kinds in turns at every token;\n"
+            "the median of the last tokens up to each position, what the first kind takes over it, growth from the\n"
+            "first position; the mean, for no median holds what few tokens do, as completing a block of nsa's; the\n"
+            "cache of one sequence.\n"
+            "  --kinds, --window, --sinks, --batch, --heads, --groups, --width as above\n"
+            "  --positions 128 16384 --repeats 64                         rising; how many tokens are timed\n"
             "step: a step of distillation, teacher and student of GPT-2's shape with random weights; medians.\n"
             "  --layers 12 --heads 12 --width 768 --vocabulary 50257      the shape (GPT-2 124M)\n"
             "  --batch 2 --length 512 --steps 5                           B, T, how many steps are timed\n"
             "  --candidates \"window(256), sinks(4)\"                       the student's masks\n"
             "  --train \"new, attn\"                                        what trains, as in a recipe\n"
-            "  --precision fp32|bf16   --device cpu   --threads N\n"
+            "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
-            "  --json               figures as one line of JSON\n"
+            "all:\n"
+            "  --device cpu --threads N                                   not of prep\n"
+            "  --json                                                     figures as one line of JSON\n"
             "\n"
             "example: squint bench step --batch 2 --length 512 --json\n",
     .run = run,

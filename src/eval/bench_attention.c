@@ -2,16 +2,12 @@
 
 #include "base/memory.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-/* One kind at one length: its table, its layer, its tensors, its times. */
+/* One kind at one length: its layer, its tensors, its times. */
 struct run {
-    const struct ops *ops;
-    struct model_config model;
-    struct params params;
-    struct attention_layer layer;
+    struct bench_layer layer;
     struct attention_pass pass;
     void *block;
     size_t bytes;
@@ -24,23 +20,14 @@ static double seconds(clockid_t clock) {
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static int compare(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, int count) {
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
-
 /* Runs twice: over an arena that only counts, then over one that places. */
-static enum status place(struct run *run, const struct bench_attention_options *o, int64_t length, struct arena *arena) {
-    const enum dtype real = run->ops->real;
+static enum status place(struct run *run, const struct bench_options *o, int64_t length, struct arena *arena) {
+    const struct ops *ops = run->layer.ops;
+    const enum dtype real = ops->real;
     const int64_t rows = o->batch * length;
     struct attention_pass *p = &run->pass;
     free(p->saved);
-    *p = (struct attention_pass){.ops = run->ops, .batch = o->batch, .length = length, .context = {.progress = 1}};
+    *p = (struct attention_pass){.ops = ops, .batch = o->batch, .length = length, .context = {.progress = 1}};
     p->q = arena_4d(arena, real, o->batch, length, o->heads, o->width);
     p->k = arena_4d(arena, real, o->batch, length, o->groups, o->width);
     p->v = arena_4d(arena, real, o->batch, length, o->groups, o->width);
@@ -52,13 +39,13 @@ static enum status place(struct run *run, const struct bench_attention_options *
     p->start = arena_2d(arena, DTYPE_I32, o->batch, length);
     p->positions = arena_2d(arena, DTYPE_I32, o->batch, length);
     p->loss = arena_1d(arena, DTYPE_F64, 1);
-    if (run->layer.kind->reads_x) p->x = arena_2d(arena, real, rows, run->model.width);
-    if (run->layer.kind->reads_x) p->dx = arena_2d(arena, real, rows, run->model.width);
-    return run->layer.kind->plan(&run->layer, arena, o->batch, length, true, &p->saved);
+    if (run->layer.attention.kind->reads_x) p->x = arena_2d(arena, real, rows, run->layer.model.width);
+    if (run->layer.attention.kind->reads_x) p->dx = arena_2d(arena, real, rows, run->layer.model.width);
+    return run->layer.attention.kind->plan(&run->layer.attention, arena, o->batch, length, true, &p->saved);
 }
 
 static enum status fill(struct run *run) {
-    const struct ops *ops = run->ops;
+    const struct ops *ops = run->layer.ops;
     const struct attention_pass *p = &run->pass;
     const struct tensor inputs[] = {p->q, p->k, p->v, p->d_o, p->x};
     int32_t *numbers = NULL;
@@ -75,43 +62,21 @@ done:
     return status;
 }
 
-/* Everything that the kind adds trains, as in a stage with train: [new]. */
-static enum status make_layer(struct run *run, const struct config_attention *rule) {
-    char *added[] = {"new"};
-    int64_t elements;
-    run->params = (struct params){.ops = run->ops};
-    TRY(attention_configure("bench attention: --kinds", rule, 1, &run->model, &run->layer));
-    run->layer.params = &run->params;
-    if (run->layer.kind->add_params) TRY(run->layer.kind->add_params(&run->layer, &run->params));
-    TRY(params_place(&run->params, true));
-    TRY(params_initialise(&run->params, 1, true));
-    if (run->layer.kind->bind) TRY(run->layer.kind->bind(&run->layer));
-    return params_train(&run->params, added, 1, &elements);
-}
-
 static void close_run(struct run *run) {
-    if (!run->ops) return;
     free(run->pass.saved);
-    attention_free_layers(&run->layer, 1);
-    params_free(&run->params);
-    run->ops->release(run->ops, run->block);
-    run->ops->close(run->ops);
+    if (run->layer.ops) run->layer.ops->release(run->layer.ops, run->block);
+    bench_layer_close(&run->layer);
     free(run->forward_s);
     free(run->backward_s);
     free(run->processor_s);
 }
 
-static enum status open_run(struct run *run, const struct bench_attention_options *o, const struct config_attention *rule,
-                            int64_t length) {
+static enum status open_run(struct run *run, const struct bench_options *o, int rule, int64_t length) {
     struct arena arena = arena_sizing();
-    TRY(ops_open(o->table, &(struct ops_options){.threads = o->threads}, &run->ops));
-    run->model = (struct model_config){.type = MODEL_LLAMA, .layers = 1, .heads = o->heads, .kv_heads = o->groups,
-                                       .head_width = o->width, .width = o->heads * o->width, .mlp_width = 1,
-                                       .vocabulary = 1, .positions = length, .causal = true};
-    TRY(make_layer(run, rule));
+    TRY(bench_layer_open(o, rule, length, &run->layer));
     TRY(place(run, o, length, &arena));
     run->bytes = arena.peak;
-    TRY(run->ops->allocate(run->ops, run->bytes, &run->block));
+    TRY(run->layer.ops->allocate(run->layer.ops, run->bytes, &run->block));
     arena = arena_placing(run->block, run->bytes);
     TRY(place(run, o, length, &arena));
     TRY(memory_new((size_t)o->repeats, sizeof(double), "times", &run->forward_s));
@@ -122,13 +87,13 @@ static enum status open_run(struct run *run, const struct bench_attention_option
 
 /* repeat < 0: not timed. */
 static enum status run_once(struct run *run, int repeat) {
-    const struct ops *ops = run->ops;
-    const struct kind *kind = run->layer.kind;
+    const struct ops *ops = run->layer.ops;
+    const struct kind *kind = run->layer.attention.kind;
     const double processor = seconds(CLOCK_PROCESS_CPUTIME_ID), begin = seconds(CLOCK_MONOTONIC);
-    TRY(kind->forward(&run->layer, &run->pass));
+    TRY(kind->forward(&run->layer.attention, &run->pass));
     TRY(ops->synchronise(ops));
     const double middle = seconds(CLOCK_MONOTONIC);
-    TRY(kind->backward(&run->layer, &run->pass));
+    TRY(kind->backward(&run->layer.attention, &run->pass));
     TRY(ops->synchronise(ops));
     if (repeat < 0) return STATUS_OK;
     run->forward_s[repeat] = middle - begin;
@@ -137,41 +102,31 @@ static enum status run_once(struct run *run, int repeat) {
     return STATUS_OK;
 }
 
-/* "masks: candidates window(256) sinks(4), start 0.9 0.1" */
-static void describe(const struct config_attention *rule, char name[BENCH_NAME]) {
-    size_t used = (size_t)snprintf(name, BENCH_NAME, "%s", rule->kind);
-    for (size_t i = 0; i < rule->option_count && used < BENCH_NAME; i++) {
-        const struct config_option *option = &rule->options[i];
-        used += (size_t)snprintf(name + used, BENCH_NAME - used, "%s%s", i ? ", " : ": ", option->key);
-        for (size_t w = 0; w < option->count && used < BENCH_NAME; w++)
-            used += (size_t)snprintf(name + used, BENCH_NAME - used, " %s", option->words[w]);
-    }
-}
-
-static enum status bench_length(const struct bench_attention_options *o, int64_t length, struct run *runs,
-                                struct bench_attention_row *rows) {
-    for (int n = 0; n < o->rule_count; n++) TRY(open_run(&runs[n], o, &o->rules[n], length));
-    for (int repeat = -1; repeat < o->repeats; repeat++)
-        for (int n = 0; n < o->rule_count; n++) TRY(run_once(&runs[n], repeat));
-    for (int n = 0; n < o->rule_count; n++) {
-        rows[n] = (struct bench_attention_row){
-            .length = length,
-            .forward_s = median(runs[n].forward_s, o->repeats),
-            .backward_s = median(runs[n].backward_s, o->repeats),
-            .processor_s = median(runs[n].processor_s, o->repeats),
-            .tensor_bytes = runs[n].bytes,
-            .scratch_bytes = runs[n].ops->scratch_bytes(runs[n].ops),
-        };
-        describe(&o->rules[n], rows[n].name);
-    }
+static enum status describe(const struct bench_options *o, int rule, int64_t length, struct run *run,
+                            struct bench_attention_row *row) {
+    *row = (struct bench_attention_row){
+        .length = length,
+        .forward_s = bench_median(run->forward_s, o->repeats),
+        .backward_s = bench_median(run->backward_s, o->repeats),
+        .processor_s = bench_median(run->processor_s, o->repeats),
+        .tensor_bytes = run->bytes,
+        .scratch_bytes = run->layer.ops->scratch_bytes(run->layer.ops),
+    };
+    bench_layer_describe(&o->rules[rule], row->name);
     return STATUS_OK;
 }
 
-enum status bench_attention(const struct bench_attention_options *options, struct bench_attention_row *rows) {
-    if (options->rule_count < 1 || options->length_count < 1 || options->repeats < 1)
-        return error_set(STATUS_USAGE, "bench attention: expected at least one kind, length and repeat, found %d, %d, %d",
-                         options->rule_count, options->length_count, options->repeats);
-    enum status status = STATUS_OK;
+static enum status bench_length(const struct bench_options *o, int64_t length, struct run *runs,
+                                struct bench_attention_row *rows) {
+    for (int n = 0; n < o->rule_count; n++) TRY(open_run(&runs[n], o, n, length));
+    for (int repeat = -1; repeat < o->repeats; repeat++)
+        for (int n = 0; n < o->rule_count; n++) TRY(run_once(&runs[n], repeat));
+    for (int n = 0; n < o->rule_count; n++) TRY(describe(o, n, length, &runs[n], &rows[n]));
+    return STATUS_OK;
+}
+
+enum status bench_attention(const struct bench_options *options, struct bench_attention_row *rows) {
+    enum status status = bench_options_check(options);
     for (int n = 0; n < options->length_count && status == STATUS_OK; n++) {
         struct run *runs;
         TRY(memory_new((size_t)options->rule_count, sizeof *runs, "benchmark runs", &runs));

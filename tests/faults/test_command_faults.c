@@ -131,6 +131,9 @@ static const struct row {
     {"bench kinds", NULL,
      "bench attention --kinds full,performer,kerformer:map=exp --lengths 8 --heads 2 --groups 1 --width 8 --repeats 1", NULL,
      NULL},
+    {"bench decode", NULL,
+     "bench decode --kinds full,kerformer:map=exp,nsa --positions 2 5 --heads 2 --groups 1 --width 8 --repeats 2",
+     NULL, NULL},
     {"bench prep", NULL, "bench prep --tokenizer tok --file c.txt --repeats 1", NULL, NULL},
 };
 enum { ROWS = sizeof rows / sizeof *rows };

@@ -110,8 +110,8 @@ row 3 "in/empty.json:" logits --model "$gpt2" --ids in/empty.json --out x.h5
 row 2 "learned positions" logits --model "$gpt2" --ids in/long.json --out x.h5
 row 1 "no/where" logits --model "$gpt2" --ids in/good.json --out no/where/x.h5
 # --- bench ---
-row 2 "expected attention, step or prep, found \"\"" bench
-row 2 "expected attention, step or prep, found \"speed\"" bench speed
+row 2 "expected attention, decode, step or prep, found \"\"" bench
+row 2 "expected attention, decode, step or prep, found \"speed\"" bench speed
 row 2 "bench step: --width: expected a multiple of --heads, 5, found 64" bench step --heads 5 --width 64
 row 2 "bench prep: --tokenizer: expected a directory, found none" bench prep --file in/good.json
 row 2 "--lengths: expected numbers from 1" bench attention --lengths 0
@@ -120,6 +120,17 @@ row 2 "--kinds: expected KIND:KEY=WORD, found option \"window\"" bench attention
 row 2 "--kinds:2: student.attention: kind: expected one of full, masks" bench attention --kinds full,flash
 row 2 "attention kerformer: map: expected hedgehog, exp, relu-se, found \"elu\"" bench attention --kinds kerformer:map=elu
 row 2 "--kinds: expected names of kinds" bench attention --kinds full,,full
+row 2 "bench decode: --positions: expected numbers from 1" bench decode --positions 128 0
+row 2 "bench decode: --positions: expected numbers from 1 to 16777216, found \"many\"" bench decode --positions many
+row 2 "bench decode: --positions: expected at most 16, found 17" bench decode --positions $(seq 17)
+row 2 "bench decode: --positions: expected rising numbers, found 8 after 8" bench decode --positions 8 8
+row 2 "bench decode: unknown option --lengths" bench decode --lengths 8
+row 2 "bench decode: --heads: expected a multiple of --groups, 4, found 6" bench decode --heads 6 --groups 4
+row 2 "bench decode: --repeats: expected a number from 1 to 1000, found \"0\"" bench decode --repeats 0
+row 2 "bench decode: --kinds: expected KIND:KEY=WORD, found option \"window\"" bench decode --kinds full,kerformer:window
+row 2 "bench decode: --kinds:2: student.attention: kind: expected one of full, masks" bench decode --kinds full,flash --positions 8
+row 2 "attention kerformer: map: expected hedgehog, exp, relu-se, found \"elu\"" bench decode --kinds kerformer:map=elu --positions 8
+row 2 "bench decode: --kinds: expected names of kinds" bench decode --kinds full,,full
 
 echo "$((rows - bad)) of $rows rows as expected"
 [ "$bad" = 0 ]
