@@ -169,31 +169,34 @@ static double bytes_of(const struct bench_attention_row *row) {
     return (double)(row->tensor_bytes + row->scratch_bytes);
 }
 
-/* rows: [lengths][kinds]. Beside each row what the first kind takes over it, and how it grew from the length before. */
+/* rows: [lengths][kinds]. Beside each row what the first kind takes over it, and how it grew from the length before:
+ * time, memory, and the forward pass by the kind's own count. */
 static void print_attention(const struct bench_attention_row *rows, int lengths, int kinds, bool json) {
     static const double mebi = 1024.0 * 1024.0;
     if (json) printf("{\"bench\": \"attention\", \"rows\": [");
     if (!json)
-        printf("%-44s %8s %12s %12s %9s %12s %14s\n", "", "T", "forward", "backward", "first/it", "memory",
-               "time, memory");
+        printf("%-44s %8s %12s %12s %9s %12s %21s\n", "", "T", "forward", "backward", "first/it", "memory",
+               "time, memory, count");
     for (int i = 0; i < lengths * kinds; i++) {
         const struct bench_attention_row *row = &rows[i], *first = &rows[i - i % kinds];
         const struct bench_attention_row *before = i >= kinds ? &rows[i - kinds] : NULL;
         const double ratio = seconds_of(first) / seconds_of(row);
         const double time = before ? seconds_of(row) / seconds_of(before) : 0;
         const double memory = before ? bytes_of(row) / bytes_of(before) : 0;
+        const double count = before ? row->flops / before->flops : 0;
         if (json) {
             printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
                    "\"first_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu",
                    i ? ", " : "", row->name, (long long)row->length, row->forward_s, row->backward_s, ratio,
                    row->tensor_bytes, row->scratch_bytes);
-            if (before) printf(", \"time_growth\": %.3f, \"memory_growth\": %.3f", time, memory);
+            if (before)
+                printf(", \"time_growth\": %.3f, \"memory_growth\": %.3f, \"count_growth\": %.3f", time, memory, count);
             printf("}");
             continue;
         }
         printf("%-44.44s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB", row->name, (long long)row->length,
                1e3 * row->forward_s, 1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
-        printf(before ? "  %5.2fx %5.2fx\n" : "\n", time, memory);
+        printf(before ? "  %5.2fx %5.2fx %5.2fx\n" : "\n", time, memory, count);
     }
     if (json) printf("]}\n");
 }
@@ -336,7 +339,7 @@ const struct command command_bench = {
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
             "\n"
             "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind\n"
-            "takes over each, and growth from the length before: of time and memory.\n"
+            "takes over each, and growth from the length before: of time, memory, and the forward pass as counted.\n"
             "  --kinds full,masks:candidates=window(256)+sinks(4),performer:features=272,kerformer:window=0\n"
             "                       kinds and their options; default: full, and a window with sinks:\n"
             "  --window 256 --sinks 4\n"

@@ -104,11 +104,14 @@ static enum status run_once(struct run *run, int repeat) {
 
 static enum status describe(const struct bench_options *o, int rule, int64_t length, struct run *run,
                             struct bench_attention_row *row) {
+    struct attention_cost cost;
+    TRY(run->layer.attention.kind->cost(&run->layer.attention, length, &cost));
     *row = (struct bench_attention_row){
         .length = length,
         .forward_s = bench_median(run->forward_s, o->repeats),
         .backward_s = bench_median(run->backward_s, o->repeats),
         .processor_s = bench_median(run->processor_s, o->repeats),
+        .flops = cost.flops * (double)length,
         .tensor_bytes = run->bytes,
         .scratch_bytes = run->layer.ops->scratch_bytes(run->layer.ops),
     };

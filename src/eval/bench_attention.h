@@ -10,6 +10,7 @@ struct bench_attention_row {
     int64_t length;
     double forward_s, backward_s; /* medians of wall time, `repeats` runs after one that is not timed */
     double processor_s;           /* median of processor time, forward and backward, over all threads */
+    double flops;                 /* of a sequence's forward pass, as the kind counts them */
     size_t tensor_bytes;          /* q, k, v, o, their gradients, what the kind keeps for the backward pass */
     size_t scratch_bytes;         /* what the table keeps beside them */
 };

@@ -29,8 +29,11 @@ def expect(what, found, expected):
 
 expect("attention: rows", [(r["length"], r["kind"]) for r in attention["rows"]], [(n, k) for n in (16, 40) for k in names])
 for row in attention["rows"]:
-    expect(f"attention: {row['kind']} T={row['length']}: growth", [k in row for k in ("time_growth", "memory_growth")],
-           [row["length"] == 40] * 2)
+    expect(f"attention: {row['kind']} T={row['length']}: growth", [k in row for k in ("time_growth", "memory_growth", "count_growth")],
+           [row["length"] == 40] * 3)
+# T queries of (T+1)/2 keys on average
+expect("attention: full: growth of the count", attention["rows"][3]["count_growth"], round(40 * 41 / (16 * 17), 3))
+expect("attention: the count grows with the length", [r["count_growth"] > 40 / 16 - 0.01 for r in attention["rows"][3:]], [True] * 3)
 
 expect("decode: rows", [(r["position"], r["kind"]) for r in decode["rows"]], [(n, k) for n in (5, 40) for k in names])
 expect("decode: tokens", [r["tokens"] for r in decode["rows"]], [5] * 3 + [8] * 3)
