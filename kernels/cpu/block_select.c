@@ -5,6 +5,13 @@
 void NAME(choosing_add)(const struct choosing *c, const real *weights, int64_t visible, real factor, bool first,
                         real *units) {
     const int64_t count = choosing_units(c, visible);
+    if (first && c->overlap == 2 && visible > 0) { /* the usual case in one pass: blocks u − 1 and u cover stride u */
+        units[0] = factor * weights[0];
+        for (int64_t u = 1; u < visible; u++) units[u] = factor * (weights[u - 1] + weights[u]);
+        units[visible] = factor * weights[visible - 1];
+        for (int64_t u = visible + 1; u < count; u++) units[u] = 0;
+        return;
+    }
     if (first) {
         for (int64_t u = 0; u < visible; u++) units[u] = factor * weights[u];
         for (int64_t u = visible; u < count; u++) units[u] = 0;
@@ -61,68 +68,51 @@ static real find_least(const real *x, int64_t n, int64_t count, real *best) {
     return best[count - 1];
 }
 
-enum { FEW = 64 };
-
-/* The count-th largest of x [0, n), and in *larger how many are larger than it. x has room for whole LANES; n at most
- * FEW. +inf when some are not numbers and too few are left. */
-static real find_nth(const real *x, int64_t n, int64_t count, int64_t *larger) {
-    real nth = REAL_INFINITY;
-    int32_t most = 0;
-    for (int64_t first = 0; first < n; first += LANES) {
-        int32_t before[LANES] = {0};
-        for (int64_t b = 0; b < n; b++)
-            for (int64_t a = 0; a < LANES; a++) before[a] += x[b] > x[first + a];
-        const int64_t stop = at_most(LANES, n - first);
-#pragma omp simd reduction(min : nth) reduction(max : most)
-        for (int64_t a = 0; a < stop; a++) {
-            const bool among = before[a] < count;
-            nth = among && x[first + a] < nth ? x[first + a] : nth;
-            most = among && before[a] > most ? before[a] : most;
-        }
-    }
-    *larger = most;
-    return nth;
+/* How many of x [0, n) reach the bound. */
+static int32_t count_reaching(const real *x, int64_t n, real bound) {
+    int32_t count = 0;
+#pragma omp simd reduction(+ : count)
+    for (int64_t u = 0; u < n; u++) count += x[u] >= bound;
+    return count;
 }
 
-/* A bound that at least `count` of x [0, n) reach: the count-th of the maxima of as many lanes. count <= lanes <= n. */
-static real find_bound(const real *x, int64_t n, int64_t count, int64_t lanes) {
-    real most[FEW];
-    int64_t larger;
-    memcpy(most, x, (size_t)lanes * sizeof *x);
-    for (int64_t u = 0; u < lanes; u += LANES)
-        for (int64_t j = lanes + u; j + LANES <= n; j += lanes)
-            for (int64_t l = 0; l < LANES; l++) most[u + l] = x[j + l] > most[u + l] ? x[j + l] : most[u + l];
-    return find_nth(most, lanes, count, &larger);
-}
-
-/* The usual case, without branches that depend on the numbers: the few that reach a bound are ranked. Writes first +
- * index, ascending; false: too many reach it, or some are not numbers. */
-static bool choose_few(const real *x, int64_t n, int64_t count, int32_t first, int32_t *out) {
-    real found[FEW + LANES];
-    int32_t index[FEW + LANES];
-    const int64_t lanes = pad_lanes(count);
-    if (lanes > FEW || n < lanes) return false;
-    const real bound = find_bound(x, n, count, lanes);
-    int64_t reach = 0, used = 0, ties;
-    for (int64_t j = 0; j < n; j += LANES) {
-        const int64_t stop = at_most(j + LANES, n);
-        for (int64_t u = j; u < stop; u++) {
-            index[reach] = (int32_t)u;
-            found[reach] = x[u];
-            reach += x[u] >= bound;
+/* The usual case: a bound that just `count` of x [1, n) reach, between one that too many reach and one that too few do.
+ * Writes their indices, ascending, into out [count + 1], whose last place holds nothing; false: ties, or what is not a
+ * number, leave no such bound. x has room for whole LANES, and loses what lies beyond n. */
+static bool choose_apart(real *x, int64_t n, int64_t count, int32_t *out) {
+    const int64_t lanes = pad_lanes(count), padded = pad_lanes(n);
+    real low = REAL_INFINITY, high = 0;
+    if (n < lanes) return false;
+    for (int64_t u = n; u < padded; u++) x[u] = -REAL_INFINITY;
+    /* At least as many as there are lanes reach the least of the lanes' maxima. */
+    for (int64_t u = 0; u < lanes; u += LANES) {
+        real most[LANES];
+#pragma omp simd
+        for (int64_t l = 0; l < LANES; l++) most[l] = u + l == 0 ? 0 : x[u + l];
+        for (int64_t j = u + lanes; j < padded; j += lanes)
+#pragma omp simd
+            for (int64_t l = 0; l < LANES; l++) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
+#pragma omp simd reduction(min : low) reduction(max : high)
+        for (int64_t l = 0; l < LANES; l++) {
+            low = most[l] < low ? most[l] : low;
+            high = most[l] > high ? most[l] : high;
         }
-        if (reach > FEW) return false;
     }
-    for (int64_t a = reach; a < pad_lanes(reach); a++) found[a] = 0;
-    const real nth = find_nth(found, reach, count, &ties);
-    ties = count - ties;
-    for (int64_t a = 0; a < reach; a++) {
-        const bool tie = found[a] == nth;
-        if (used < count) out[used] = first + index[a];
-        used += found[a] > nth || (tie && ties > 0);
-        ties -= tie;
+    if (!(low >= 0)) low = 0;
+    for (;;) {
+        const real bound = real_between(low, high);
+        if (!(bound > low && bound < high)) return false;
+        const int32_t reach = count_reaching(x, padded, bound) - (x[0] >= bound);
+        if (reach == count) {
+            for (int64_t u = 1, used = 0; u < n; u++) { /* no branch depends on the numbers */
+                out[used] = (int32_t)u;
+                used += x[u] >= bound;
+            }
+            return true;
+        }
+        low = reach > count ? bound : low;
+        high = reach > count ? high : bound;
     }
-    return used == count;
 }
 
 /* The same whatever the numbers are. */
@@ -149,7 +139,7 @@ void NAME(choosing_select)(const struct choosing *c, int64_t place, real *import
     for (int64_t b = known; b < own; b++) importance[b] = 0;
     chosen[0] = 0;
     /* Blocks 1 … own−2 compete for what the first and the last two leave. */
-    if (count > 0 && !choose_few(importance + 1, own - 2, count, 1, chosen + 1))
+    if (count > 0 && !choose_apart(importance, own - 1, count, chosen + 1))
         choose_any(importance + 1, own - 2, count, 1, best, chosen + 1);
     chosen[select - 2] = (int32_t)(own - 1);
     chosen[select - 1] = (int32_t)own;

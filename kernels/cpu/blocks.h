@@ -109,7 +109,7 @@ void NAME(choosing_add)(const struct choosing *c, const real *weights, int64_t v
 /* importance [blocks] of the selection blocks that some visible compressed block overlaps; returns how many. */
 int64_t NAME(choosing_importance)(const struct choosing *c, const real *units, int64_t visible, real *importance);
 /* chosen [select]: of the query with `place` tokens before it in its document. importance: `known` blocks, 0 beyond;
- * has room for place / block + 1. best: room for `select`. */
+ * has room for place / block + 1 and LANES more, and is spoilt. best: room for `select`. */
 void NAME(choosing_select)(const struct choosing *c, int64_t place, real *importance, int64_t known, real *best,
                            int32_t *chosen);
 

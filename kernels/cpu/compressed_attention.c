@@ -34,7 +34,7 @@ static size_t place(struct work *w, char *memory) {
 
 static size_t place_rows(const struct work *w, char *memory, struct row_block *x) {
     struct arena arena = arena_placing(memory, SIZE_MAX);
-    const int64_t importance = w->length / w->choosing.block + w->units + 2;
+    const int64_t importance = w->length / w->choosing.block + w->units + 2 + LANES;
     x->q = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
     x->out = arena_take(&arena, (size_t)(ROWS * w->padded) * sizeof(real));
     x->e = arena_take(&arena, (size_t)(ROWS * w->columns) * sizeof(real));
@@ -198,7 +198,7 @@ enum status NAME(compressed_decode)(const struct ops *ops, const struct compress
     const int64_t heads = a->q.shape[1] / together, units = choosing_units(&c, a->k.shape[1]);
     int64_t blocks = units;
     for (int64_t b = 0; b < batch; b++)
-        blocks = at_least(((const int32_t *)a->places.data)[b * 3 + 2] / a->block + 1 + units, blocks);
+        blocks = at_least(((const int32_t *)a->places.data)[b * 3 + 2] / a->block + 1 + units + LANES, blocks);
     char *memory;
     size_t stride;
     TRY(device_scratch(ops, ops->device->threads, (size_t)(a->k.shape[1] + units + blocks + a->select) * sizeof(real),

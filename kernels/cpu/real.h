@@ -34,6 +34,15 @@ static inline real real_log(real x) {
 static inline real real_sqrt(real x) {
     return sqrt(x);
 }
+/* Between 0 <= a < b: halfway in their representations, so near the geometric mean; a where nothing lies between. */
+static inline real real_between(real a, real b) {
+    uint64_t low, high;
+    memcpy(&low, &a, sizeof a);
+    memcpy(&high, &b, sizeof b);
+    low += (high - low) / 2;
+    memcpy(&a, &low, sizeof a);
+    return a;
+}
 static inline real real_abs(real x) {
     return fabs(x);
 }
@@ -99,6 +108,15 @@ static inline real real_log(real x) {
 }
 static inline real real_sqrt(real x) {
     return sqrtf(x);
+}
+/* Between 0 <= a < b: halfway in their representations, so near the geometric mean; a where nothing lies between. */
+static inline real real_between(real a, real b) {
+    uint32_t low, high;
+    memcpy(&low, &a, sizeof a);
+    memcpy(&high, &b, sizeof b);
+    low += (high - low) / 2;
+    memcpy(&a, &low, sizeof a);
+    return a;
 }
 static inline real real_abs(real x) {
     return fabsf(x);
