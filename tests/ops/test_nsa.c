@@ -249,9 +249,12 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
                          int32_t select, int levels) {
     const int64_t blocks = compressed_bound(length, compress, stride), numbers = length / block + 2;
     double *q, *k, *sums, *importance;
+    void *real_q, *real_k;
     int32_t *start, *chosen, *expected;
     CHECK_OK(memory_new((size_t)length, sizeof *q, "q", &q));
     CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k", &k));
+    CHECK_OK(memory_new((size_t)length, sizeof *q, "q as real", &real_q));
+    CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k as real", &real_k));
     CHECK_OK(memory_new((size_t)length, sizeof *sums, "log sums", &sums));
     CHECK_OK(memory_new((size_t)numbers, sizeof *importance, "importance", &importance));
     CHECK_OK(memory_new((size_t)length, sizeof *start, "starts", &start));
@@ -259,10 +262,10 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
     CHECK_OK(memory_new((size_t)select, sizeof *expected, "choices", &expected));
     for (int64_t t = 0; t < length; t++) q[t] = 1;
     for (int64_t c = 0; c < blocks; c++) k[c] = levels ? floor((nsa_draw(c, 3) + 1) * levels / 2) : 2 * nsa_draw(c, 3);
-    const struct compressed_attention a = {.q = tensor_4d(q, DTYPE_F64, 1, length, 1, 1),
-                                           .k = tensor_4d(k, DTYPE_F64, 1, blocks, 1, 1),
+    const struct compressed_attention a = {.q = tensor_4d(real_q, ops->real, 1, length, 1, 1),
+                                           .k = tensor_4d(real_k, ops->real, 1, blocks, 1, 1),
                                            .start = tensor_2d(start, DTYPE_I32, 1, length),
-                                           .log_sums = tensor_3d(sums, DTYPE_F64, 1, 1, length),
+                                           .log_sums = tensor_3d(sums, ops->statistic, 1, 1, length),
                                            .chosen = tensor_4d(chosen, DTYPE_I32, 1, length, 1, select),
                                            .compress = compress,
                                            .stride = stride,
@@ -270,6 +273,8 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
                                            .select = select,
                                            .select_group = 1,
                                            .scale = 1};
+    CHECK_OK(ops->copy(ops, tensor_4d(q, DTYPE_F64, 1, length, 1, 1), a.q));
+    CHECK_OK(ops->copy(ops, tensor_4d(k, DTYPE_F64, 1, blocks, 1, 1), a.k));
     CHECK_OK(ops->compressed_attention(ops, &a));
     for (int64_t i = 0; i < length; i++) {
         memset(importance, 0, (size_t)numbers * sizeof *importance);
@@ -284,6 +289,8 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
     }
     free(q);
     free(k);
+    free(real_q);
+    free(real_k);
     free(sums);
     free(importance);
     free(start);
@@ -293,15 +300,26 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
 
 static void test_choice(void **state) {
     (void)state;
-    const struct ops *ops = open_table("cpu-f64", 2, NULL);
-    check_choice(ops, 700, 32, 16, 64, 4, 0);
-    check_choice(ops, 300, 2, 2, 2, 16, 0);
-    check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
-    check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
-    check_choice(ops, 400, 6, 2, 4, 5, 0);
-    check_choice(ops, 400, 4, 4, 20, 3, 0);
-    check_choice(ops, 500, 2, 1, 3, 40, 0);
-    ops->close(ops);
+    static const struct {
+        const char *table, *isa;
+    } tables[] = {{"cpu-f64", NULL}, {"cpu", "base"}, {"cpu", "avx2"}, {"cpu", NULL}};
+    for (size_t n = 0; n < sizeof tables / sizeof *tables; n++) {
+        const struct ops *ops = open_table(tables[n].table, 2, tables[n].isa);
+        check_choice(ops, 700, 32, 16, 64, 4, 0);
+        check_choice(ops, 2000, 32, 16, 64, 16, 0);
+        check_choice(ops, 300, 2, 2, 2, 16, 0);
+        check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
+        check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
+        check_choice(ops, 300, 2, 2, 2, 19, 0); /* one, then two times as many as the vectors' lanes compete */
+        check_choice(ops, 300, 2, 2, 2, 20, 0);
+        check_choice(ops, 400, 2, 2, 2, 67, 0); /* as many as are ranked at most, then more */
+        check_choice(ops, 400, 2, 2, 2, 68, 0);
+        check_choice(ops, 400, 2, 2, 2, 90, 40);
+        check_choice(ops, 400, 6, 2, 4, 5, 0);
+        check_choice(ops, 400, 4, 4, 20, 3, 0);
+        check_choice(ops, 500, 2, 1, 3, 40, 0);
+        ops->close(ops);
+    }
 }
 
 /* --- token by token ----------------------------------------------------------------------------------------------- */
