@@ -73,7 +73,12 @@ enum status check_attention_decode(const struct ops *ops, const struct attention
     }
     TRY(check_tensor(operation, "o", a->o, ops->real, 3, a->q.shape));
     TRY(check_count(operation, a->count, a->coefficients));
-    TRY(check_dense(operation, "slots", a->slots, DTYPE_I32, 3, SHAPE(batch, a->count, ANY)));
-    TRY(check_dense(operation, "slot_counts", a->slot_counts, DTYPE_I32, 2, SHAPE(batch, a->count)));
+    if (a->lists < 1 || heads % a->lists) {
+        return error_set(STATUS_SHAPE, "%s: lists: expected a divisor of %lld heads, found %d", operation,
+                         (long long)heads, a->lists);
+    }
+    const int64_t rows = (int64_t)a->lists * a->count;
+    TRY(check_dense(operation, "slots", a->slots, DTYPE_I32, 3, SHAPE(batch, rows, ANY)));
+    TRY(check_dense(operation, "slot_counts", a->slot_counts, DTYPE_I32, 2, SHAPE(batch, rows)));
     return check_coefficients(ops, operation, "coefficients", a->coefficients, heads, a->count);
 }

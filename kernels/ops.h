@@ -108,11 +108,12 @@ struct attention_backward {
     bool dead_gradients;
 };
 /* One query a sequence against cached keys, by explicit lists of cache slots.
- * q [B,H,D], o [B,H,D] (strided rows of heads allowed); k, v: [B,S,G,D] caches of S slots. slots [B,count,capacity] I32: the
- * slots each candidate reads; slot_counts [B,count] I32. coefficients as above. */
+ * q [B,H,D], o [B,H,D] (strided rows of heads allowed); k, v: [B,S,G,D] caches of S slots. slots [B,lists·count,capacity] I32:
+ * the slots each candidate reads; slot_counts [B,lists·count] I32. `lists` divides H: head h reads rows count·l … count·l + count − 1
+ * of list l = h/(H/lists). coefficients as above. */
 struct attention_decode {
     struct tensor q, k, v, slots, slot_counts, coefficients, o;
-    int count;
+    int count, lists;
     double scale;
 };
 

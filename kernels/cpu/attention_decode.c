@@ -15,7 +15,7 @@ struct slot_scratch {
 __attribute__((always_inline)) static inline void decode_head_of(const struct attention_decode *a, int64_t b, int64_t h,
                                                                  int32_t number, struct slot_scratch *s,
                                                                  const int64_t width) {
-    const int64_t group = h / (a->q.shape[1] / a->k.shape[2]);
+    const int64_t group = h / (a->q.shape[1] / a->k.shape[2]), first = h / (a->q.shape[1] / a->lists) * a->count;
     const real *q = real_data(a->q) + b * a->q.stride[0] + h * a->q.stride[1];
     const real *k = real_data(a->k) + b * a->k.stride[0] + group * a->k.stride[2];
     const real *v = real_data(a->v) + b * a->v.stride[0] + group * a->v.stride[2];
@@ -24,8 +24,8 @@ __attribute__((always_inline)) static inline void decode_head_of(const struct at
     for (int m = 0; m < a->count; m++) {
         const real c =
             tensor_present(a->coefficients) ? real_data(a->coefficients)[h * a->coefficients.stride[0] + m] : 1;
-        const int32_t *slots = (const int32_t *)a->slots.data + b * a->slots.stride[0] + m * a->slots.stride[1];
-        const int64_t count = ((const int32_t *)a->slot_counts.data)[b * a->slot_counts.stride[0] + m];
+        const int32_t *slots = (const int32_t *)a->slots.data + b * a->slots.stride[0] + (first + m) * a->slots.stride[1];
+        const int64_t count = ((const int32_t *)a->slot_counts.data)[b * a->slot_counts.stride[0] + first + m];
         if (c == 0 || count == 0) continue;
         real most = -REAL_INFINITY, sum = 0, *listed = s->listed;
         for (int64_t n = 0; n < count; n++) {
@@ -76,7 +76,7 @@ static void decode_head(const struct attention_decode *a, int64_t b, int64_t h, 
 static enum status check_slots(const struct attention_decode *a) {
     const int64_t cache = a->k.shape[1], capacity = a->slots.shape[2];
     for (int64_t b = 0; b < a->q.shape[0]; b++)
-        for (int m = 0; m < a->count; m++) {
+        for (int m = 0; m < a->lists * a->count; m++) {
             const int32_t *slots = (const int32_t *)a->slots.data + b * a->slots.stride[0] + m * a->slots.stride[1];
             const int64_t count = ((const int32_t *)a->slot_counts.data)[b * a->slot_counts.stride[0] + m];
             if (count < 0 || count > capacity)

@@ -133,7 +133,7 @@ enum status mixture_decode(const struct attention_layer *layer, const struct mix
     TRY(ops->upload(ops, cache->slot_counts, cache->host_counts));
     struct attention_decode decode = {
         .q = pass->q, .k = cache->k, .v = cache->v, .slots = cache->slots, .slot_counts = cache->slot_counts,
-        .coefficients = mixture->coefficients, .o = pass->o, .count = cache->count,
+        .coefficients = mixture->coefficients, .o = pass->o, .count = cache->count, .lists = 1,
         .scale = 1.0 / sqrt((double)layer->model->head_width),
     };
     return ops->attention_decode(ops, &decode);

@@ -13,7 +13,7 @@ struct attention_cache {
     struct tensor keys, values;             /* [B,Nb,G,D] compressed */
     struct tensor start, out, pre;          /* compressing one block: [1,l] zeros, [1,1,G,D], [1,1,G,2D] */
     struct tensor places, chosen;           /* [B,3], [B,lists,select] */
-    struct tensor slots, slot_counts;       /* [lists][B,1,capacity], [lists][B,1] */
+    struct tensor slots, slot_counts;       /* [B,lists,capacity], [B,lists] */
     struct tensor logits, branches[NSA_BRANCHES];
     int32_t *first, *blocks; /* host [B]: slot of the document's first compressed block, how many there are */
     int32_t *host_places, *host_chosen, *host_slots, *host_counts;
@@ -37,8 +37,8 @@ static void place(const struct attention_layer *layer, struct arena *arena, cons
     c->pre = arena_4d(arena, ops->real, 1, 1, m->kv_heads, 2 * width);
     c->places = arena_2d(arena, DTYPE_I32, c->batch, 3);
     c->chosen = arena_3d(arena, DTYPE_I32, c->batch, c->lists, s->select > 0 ? s->select : 1);
-    c->slots = arena_3d(arena, DTYPE_I32, c->lists, c->batch, c->capacity);
-    c->slot_counts = arena_2d(arena, DTYPE_I32, c->lists, c->batch);
+    c->slots = arena_3d(arena, DTYPE_I32, c->batch, c->lists, c->capacity);
+    c->slot_counts = arena_2d(arena, DTYPE_I32, c->batch, c->lists);
     c->logits = arena_3d(arena, ops->real, c->batch, 1, m->heads * nsa_gate_columns(s));
     for (int n = 0; n < NSA_BRANCHES; n++) c->branches[n] = arena_3d(arena, ops->real, c->batch, m->heads, width);
 }
@@ -163,7 +163,7 @@ static void list_slots(const struct attention_layer *layer, struct attention_cac
                        int64_t list, bool chosen, int64_t window) {
     const struct nsa_settings *s = layer->settings;
     for (int64_t b = 0; b < c->batch; b++) {
-        const int64_t row = list * c->batch + b, first = pass->start[b], all = pass->position - first + 1;
+        const int64_t row = b * c->lists + list, first = pass->start[b], all = pass->position - first + 1;
         const int64_t near = window < all ? all - window : 0; /* the window's first token, counted from the document's */
         int32_t *slots = c->host_slots + row * c->capacity, count = 0;
         for (int64_t n = 0; chosen && n < s->select; n++) {
@@ -176,35 +176,18 @@ static void list_slots(const struct attention_layer *layer, struct attention_cac
     }
 }
 
-/* Heads first … first+count−1 of [.., heads, D], dimension `axis`. */
-static struct tensor heads_of(struct tensor t, int axis, int64_t first, int64_t count) {
-    t.data = (char *)t.data + first * t.stride[axis] * (int64_t)dtype_size(t.dtype);
-    t.shape[axis] = count;
-    return t;
-}
-
 /* Exact attention of every list's heads to its slots. */
 static enum status attend(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
                           bool chosen, int64_t window, struct tensor o) {
     const struct ops *ops = pass->ops;
-    const struct model_config *m = layer->model;
-    const int64_t together = m->heads / c->lists, share = m->heads / m->kv_heads;
     const enum nsa_branch source = !chosen && nsa_own_kv(layer->settings, NSA_WINDOW) ? NSA_WINDOW : NSA_SELECTED;
     for (int64_t list = 0; list < c->lists; list++) list_slots(layer, c, pass, list, chosen, window);
     TRY(ops->upload(ops, c->slots, c->host_slots));
     TRY(ops->upload(ops, c->slot_counts, c->host_counts));
-    for (int64_t list = 0; list < c->lists; list++) {
-        const int64_t head = list * together, group = head / share, groups = together > share ? together / share : 1;
-        const struct tensor slots = tensor_rows(c->slots, list, 1), counts = tensor_rows(c->slot_counts, list, 1);
-        const struct attention_decode decode = {
-            .q = heads_of(pass->q, 1, head, together), .o = heads_of(o, 1, head, together),
-            .k = heads_of(c->k[source], 2, group, groups), .v = heads_of(c->v[source], 2, group, groups),
-            .slots = tensor_3d(slots.data, DTYPE_I32, c->batch, 1, c->capacity),
-            .slot_counts = tensor_2d(counts.data, DTYPE_I32, c->batch, 1), .count = 1,
-            .scale = 1 / sqrt((double)m->head_width)};
-        TRY(ops->attention_decode(ops, &decode));
-    }
-    return STATUS_OK;
+    const struct attention_decode decode = {
+        .q = pass->q, .o = o, .k = c->k[source], .v = c->v[source], .slots = c->slots, .slot_counts = c->slot_counts, .count = 1,
+        .lists = (int)c->lists, .scale = 1 / sqrt((double)layer->model->head_width)};
+    return ops->attention_decode(ops, &decode);
 }
 
 static struct tensor one_token(struct tensor t) {

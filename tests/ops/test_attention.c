@@ -258,7 +258,7 @@ static void decode_case(const struct ops *ops, const struct attention_case *row,
         list_slots(row, &x, i, slots, counts);
         struct tensor s = device_copy(ops, DTYPE_I32, slots, lists * row->length);
         struct tensor n = device_copy(ops, DTYPE_I32, counts, lists);
-        struct attention_decode a = {.count = row->count, .scale = 1 / sqrt((double)row->width)};
+        struct attention_decode a = {.count = row->count, .lists = 1, .scale = 1 / sqrt((double)row->width)};
         a.q = tensor_3d((double *)q.data + i * stride, DTYPE_F64, row->batch, row->heads, row->width);
         a.q.stride[0] = row->length * stride;
         a.k = tensor_4d(k.data, DTYPE_F64, row->batch, row->length, row->groups, row->width);
@@ -313,7 +313,7 @@ static void test_refusals(void **state) {
     a.candidates[0] = (struct candidate)WINDOW(0);
     start[2] = start[3] = 0;
     CHECK_STATUS(STATUS_SHAPE, ops->attention(ops, &a));
-    struct attention_decode d = {.count = 1, .scale = 1};
+    struct attention_decode d = {.count = 1, .lists = 1, .scale = 1};
     d.q = d.o = tensor_3d(x, DTYPE_F32, 1, 1, 8);
     d.k = d.v = a.k;
     d.slots = tensor_3d(slots, DTYPE_I32, 1, 1, 2);
@@ -324,6 +324,10 @@ static void test_refusals(void **state) {
     CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &d));
     counts[0] = 2;
     CHECK_OK(ops->attention_decode(ops, &d));
+    d.lists = 2; /* of one head */
+    CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &d));
+    d.lists = 0;
+    CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &d));
     ops->close(ops);
 }
 

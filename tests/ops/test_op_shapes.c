@@ -90,7 +90,7 @@ static enum status attention_backward_with(const struct ops *ops) {
 }
 
 static enum status attention_decode_with(const struct ops *ops, bool slots) {
-    struct attention_decode a = {.count = 1, .scale = 1};
+    struct attention_decode a = {.count = 1, .lists = 1, .scale = 1};
     a.q = a.o = tensor_3d(memory, DTYPE_F32, 2, 4, 2);
     a.k = a.v = heads(2, 5, slots ? 2 : 3, 2);
     a.slots = tensor_3d(ids, DTYPE_I32, 2, 2, 3);
