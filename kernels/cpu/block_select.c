@@ -76,15 +76,15 @@ static int32_t count_reaching(const real *x, int64_t n, real bound) {
     return count;
 }
 
-/* The usual case: a bound that just `count` of x [1, n) reach, between one that too many reach and one that too few do.
- * Writes their indices, ascending, into out [count + 1], whose last place holds nothing; false: ties, or what is not a
- * number, leave no such bound. x has room for whole LANES, and loses what lies beyond n. */
+/* The usual case: a bound that just `count` of x [1, n) reach, between one that too many reach and one that too few do. Writes
+ * their indices, ascending, into out [count + 1], whose last place holds nothing; false: no such bound, for some are equal or
+ * too few are numbers. What is not a number reaches no bound. x has room for whole LANES, and loses what lies beyond n. */
 static bool choose_apart(real *x, int64_t n, int64_t count, int32_t *out) {
     const int64_t lanes = pad_lanes(count), padded = pad_lanes(n);
     real low = REAL_INFINITY, high = 0;
     if (n < lanes) return false;
     for (int64_t u = n; u < padded; u++) x[u] = -REAL_INFINITY;
-    /* At least as many as there are lanes reach the least of the lanes' maxima. */
+    /* To begin with: as many as there are lanes, `count` or more, reach the least of the lanes' maxima (not counting x[0]). */
     for (int64_t u = 0; u < lanes; u += LANES) {
         real most[LANES];
 #pragma omp simd
@@ -99,9 +99,7 @@ static bool choose_apart(real *x, int64_t n, int64_t count, int32_t *out) {
         }
     }
     if (!(low >= 0)) low = 0;
-    for (;;) {
-        const real bound = real_between(low, high);
-        if (!(bound > low && bound < high)) return false;
+    for (real bound = low > 0 && count < lanes ? real_between(low, high) : low;;) {
         const int32_t reach = count_reaching(x, padded, bound) - (x[0] >= bound);
         if (reach == count) {
             for (int64_t u = 1, used = 0; u < n; u++) { /* no branch depends on the numbers */
@@ -112,6 +110,8 @@ static bool choose_apart(real *x, int64_t n, int64_t count, int32_t *out) {
         }
         low = reach > count ? bound : low;
         high = reach > count ? high : bound;
+        bound = real_between(low, high);
+        if (!(bound > low && bound < high)) return false;
     }
 }
 

@@ -18,6 +18,7 @@
 #ifdef SQUINT_REAL_F64
 
 typedef double real;
+typedef uint64_t real_bits;
 enum { DTYPE_REAL = DTYPE_F64 };
 #define REAL_INFINITY ((real)INFINITY)
 #define REAL_LARGEST  DBL_MAX
@@ -34,15 +35,6 @@ static inline real real_log(real x) {
 static inline real real_sqrt(real x) {
     return sqrt(x);
 }
-/* Between 0 <= a < b: halfway in their representations, so near the geometric mean; a where nothing lies between. */
-static inline real real_between(real a, real b) {
-    uint64_t low, high;
-    memcpy(&low, &a, sizeof a);
-    memcpy(&high, &b, sizeof b);
-    low += (high - low) / 2;
-    memcpy(&a, &low, sizeof a);
-    return a;
-}
 static inline real real_abs(real x) {
     return fabs(x);
 }
@@ -56,6 +48,7 @@ static inline real real_sigmoid(real x) {
 #else
 
 typedef float real;
+typedef uint32_t real_bits;
 enum { DTYPE_REAL = DTYPE_F32 };
 #define REAL_INFINITY INFINITY
 #define REAL_LARGEST  FLT_MAX
@@ -109,15 +102,6 @@ static inline real real_log(real x) {
 static inline real real_sqrt(real x) {
     return sqrtf(x);
 }
-/* Between 0 <= a < b: halfway in their representations, so near the geometric mean; a where nothing lies between. */
-static inline real real_between(real a, real b) {
-    uint32_t low, high;
-    memcpy(&low, &a, sizeof a);
-    memcpy(&high, &b, sizeof b);
-    low += (high - low) / 2;
-    memcpy(&a, &low, sizeof a);
-    return a;
-}
 static inline real real_abs(real x) {
     return fabsf(x);
 }
@@ -141,6 +125,16 @@ static inline real real_tanh(real x) {
 }
 
 #endif
+
+/* Between 0 <= a <= b: halfway in their representations, so near the geometric mean; a where nothing lies between. */
+static inline real real_between(real a, real b) {
+    real_bits low, high;
+    memcpy(&low, &a, sizeof a);
+    memcpy(&high, &b, sizeof b);
+    low += (high - low) / 2;
+    memcpy(&a, &low, sizeof a);
+    return a;
+}
 
 /* Σ a_i b_i; the order of the sum is the compiler's, the same for equal n. */
 static inline real real_dot(const real *a, const real *b, int64_t n) {

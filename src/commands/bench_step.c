@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/rng.h"
 #include "commands/with_model.h"
+#include "eval/bench_layer.h"
 #include "io/shard.h"
 #include "train/stage.h"
 
@@ -127,16 +128,6 @@ static void close_bench(struct bench *bench) {
     free(bench->shard);
 }
 
-static int ascending(const void *left, const void *right) {
-    const double *a = left, *b = right;
-    return (*a > *b) - (*a < *b);
-}
-
-static double median(double *values, int64_t count) {
-    qsort(values, (size_t)count, sizeof *values, ascending);
-    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
-
 /* seconds: [PHASES+1, steps], the last row for whole steps. The first step warms caches and is not counted. */
 static enum status time_steps(struct bench *bench, double *seconds, struct bench_step_result *result) {
     int64_t steps = bench->options->steps;
@@ -168,8 +159,8 @@ enum status bench_step(const struct bench_step_options *options, struct bench_st
     TRY_GOTO(done, memory_new((size_t)((PHASES + 1) * steps), sizeof *seconds, "times", &seconds));
     TRY_GOTO(done, open_bench(&bench, result));
     TRY_GOTO(done, time_steps(&bench, seconds, result));
-    for (int p = 0; p < PHASES; p++) result->phases[p] = median(seconds + p * steps, steps);
-    result->seconds = median(seconds + PHASES * steps, steps);
+    for (int p = 0; p < PHASES; p++) result->phases[p] = bench_median(seconds + p * steps, (int)steps);
+    result->seconds = bench_median(seconds + PHASES * steps, (int)steps);
     result->tokens_per_second = (double)(options->batch * options->length) / result->seconds;
     TRY_GOTO(done, stage_flops(bench.distill.stage, &bench.teacher, &bench.student, &flops));
     result->flops_per_second = flops / result->seconds;

@@ -159,9 +159,12 @@ static enum status open_checkpoint(const struct ops *ops, const struct loaded_op
         loaded->model->bf16 = options->bf16;
     }
     TRY_GOTO(done, model_restore(checkpoint, loaded->path, loaded->model, false));
-    if (!facts.teacher && options->positions != POSITIONS_REFUSE) { /* a student's are its teacher's */
-        loaded->model->config.positions_beyond = options->positions;
-        TRY_GOTO(done, model_extend_positions(loaded->model, options->length));
+    if (!facts.teacher) { /* a student's positions are its teacher's */
+        struct model_config *model = &loaded->model->config;
+        TRY_GOTO(done, identify(loaded->model, loaded->identity));
+        if (options->positions != POSITIONS_REFUSE) model->positions_beyond = options->positions;
+        if (model->positions_beyond != POSITIONS_REFUSE)
+            TRY_GOTO(done, model_extend_positions(loaded->model, options->length));
     }
 done:
     checkpoint_close(&checkpoint);

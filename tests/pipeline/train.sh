@@ -80,7 +80,7 @@ check "an unknown key" exits 2 "$squint" train lm.yaml --train.clop=1
 
 check "lm, 1 rank" "$squint" train lm.yaml
 check "kl, 1 rank" "$squint" train kl.yaml
-longer() { "$squint" eval --model "$1" --data c-valid-*.h5 --length 48 --positions tile --json - 2>&1 | grep '"perplexity"'; }
+longer() { "$squint" eval --model "$1" --data c-valid-*.h5 --length 48 --positions tile --json - 2>&1 | grep -E '"(perplexity|identity)"'; }
 check "a model from scratch beyond its positions" test -n "$(longer lm1)"
 check "a run and its model/ beyond their positions alike" test "$(longer lm1)" = "$(longer lm1/model)"
 for n in 2 4; do
