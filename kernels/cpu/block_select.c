@@ -99,20 +99,22 @@ static bool choose_apart(real *x, int64_t n, int64_t count, int32_t *out) {
         }
     }
     if (!(low >= 0)) low = 0;
-    for (real bound = low > 0 && count < lanes ? real_between(low, high) : low;;) {
+    real bound = low;
+    bool apart = count == lanes && count_reaching(x, padded, low) - (x[0] >= low) == count;
+    for (bool begins = true; !apart; begins = false) {
+        bound = real_between(low, high);
+        if (begins) bound = real_between(low, bound); /* many more reach low than high: the bound is nearer to it */
+        if (!(bound > low && bound < high)) return false;
         const int32_t reach = count_reaching(x, padded, bound) - (x[0] >= bound);
-        if (reach == count) {
-            for (int64_t u = 1, used = 0; u < n; u++) { /* no branch depends on the numbers */
-                out[used] = (int32_t)u;
-                used += x[u] >= bound;
-            }
-            return true;
-        }
+        apart = reach == count;
         low = reach > count ? bound : low;
         high = reach > count ? high : bound;
-        bound = real_between(low, high);
-        if (!(bound > low && bound < high)) return false;
     }
+    for (int64_t u = 1, used = 0; u < n; u++) { /* no branch depends on the numbers */
+        out[used] = (int32_t)u;
+        used += x[u] >= bound;
+    }
+    return true;
 }
 
 /* The same whatever the numbers are. */
