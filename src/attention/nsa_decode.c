@@ -158,12 +158,12 @@ static enum status take_in(const struct attention_layer *layer, struct attention
     return pass->ops->upload(pass->ops, c->places, c->host_places);
 }
 
-/* Tokens of the chosen blocks (when wanted) and of the window, each once, into list `list` of every sequence. */
+/* Tokens of the chosen blocks (when wanted) and of the window, each once, into list `list` of `lists` of every sequence. */
 static void list_slots(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
-                       int64_t list, bool chosen, int64_t window) {
+                       int64_t list, int64_t lists, bool chosen, int64_t window) {
     const struct nsa_settings *s = layer->settings;
     for (int64_t b = 0; b < c->batch; b++) {
-        const int64_t row = b * c->lists + list, first = pass->start[b], all = pass->position - first + 1;
+        const int64_t row = b * lists + list, first = pass->start[b], all = pass->position - first + 1;
         const int64_t near = window < all ? all - window : 0; /* the window's first token, counted from the document's */
         int32_t *slots = c->host_slots + row * c->capacity, count = 0;
         for (int64_t n = 0; chosen && n < s->select; n++) {
@@ -181,12 +181,15 @@ static enum status attend(const struct attention_layer *layer, struct attention_
                           bool chosen, int64_t window, struct tensor o) {
     const struct ops *ops = pass->ops;
     const enum nsa_branch source = !chosen && nsa_own_kv(layer->settings, NSA_WINDOW) ? NSA_WINDOW : NSA_SELECTED;
-    for (int64_t list = 0; list < c->lists; list++) list_slots(layer, c, pass, list, chosen, window);
-    TRY(ops->upload(ops, c->slots, c->host_slots));
-    TRY(ops->upload(ops, c->slot_counts, c->host_counts));
+    const int64_t lists = chosen ? c->lists : 1; /* a window alone is the same for all heads */
+    const struct tensor slots = tensor_3d(c->slots.data, DTYPE_I32, c->batch, lists, c->capacity);
+    const struct tensor counts = tensor_2d(c->slot_counts.data, DTYPE_I32, c->batch, lists);
+    for (int64_t list = 0; list < lists; list++) list_slots(layer, c, pass, list, lists, chosen, window);
+    TRY(ops->upload(ops, slots, c->host_slots));
+    TRY(ops->upload(ops, counts, c->host_counts));
     const struct attention_decode decode = {
-        .q = pass->q, .o = o, .k = c->k[source], .v = c->v[source], .slots = c->slots, .slot_counts = c->slot_counts, .count = 1,
-        .lists = (int)c->lists, .scale = 1 / sqrt((double)layer->model->head_width)};
+        .q = pass->q, .o = o, .k = c->k[source], .v = c->v[source], .slots = slots, .slot_counts = counts, .count = 1,
+        .lists = (int)lists, .scale = 1 / sqrt((double)layer->model->head_width)};
     return ops->attention_decode(ops, &decode);
 }
 
