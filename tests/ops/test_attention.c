@@ -331,12 +331,61 @@ static void test_refusals(void **state) {
     ops->close(ops);
 }
 
+/* Two lists of two candidates for four heads: as two calls of two heads each, with a list of its own. */
+static void test_lists(void **state) {
+    (void)state;
+    enum { HEADS = 4, GROUPS = 2, SLOTS = 5, WIDTH = 3, COUNT = 2, LISTS = 2, CAPACITY = 3, HALF = HEADS / LISTS };
+    const struct ops *ops = open_table("guard:cpu-f64", 2, NULL);
+    double q[HEADS * WIDTH], k[SLOTS * GROUPS * WIDTH], v[SLOTS * GROUPS * WIDTH], c[HEADS * COUNT];
+    double expected[HEADS * WIDTH], found[HEADS * WIDTH] = {0};
+    int32_t slots[LISTS * COUNT * CAPACITY] = {0, 1, 2, 3, 0, 0, 4, 2, 0, 1, 3, 4},
+                                  counts[LISTS * COUNT] = {3, 1, 2, 3};
+    for (int n = 0; n < HEADS * WIDTH; n++) q[n] = sin(n + 1);
+    for (int n = 0; n < SLOTS * GROUPS * WIDTH; n++) k[n] = cos(3 * n), v[n] = sin(5 * n);
+    for (int n = 0; n < HEADS * COUNT; n++) c[n] = 0.25 * (n + 1);
+    const struct tensor keys =
+        tensor_4d(device_copy(ops, DTYPE_F64, k, SLOTS * GROUPS * WIDTH).data, DTYPE_F64, 1, SLOTS, GROUPS, WIDTH);
+    const struct tensor values =
+        tensor_4d(device_copy(ops, DTYPE_F64, v, SLOTS * GROUPS * WIDTH).data, DTYPE_F64, 1, SLOTS, GROUPS, WIDTH);
+    /* calls: of both lists, of the first, of the second */
+    for (int call = 0; call <= LISTS; call++) {
+        const int lists = call ? 1 : LISTS, first = call ? call - 1 : 0, heads = HALF * lists;
+        struct attention_decode a = {.count = COUNT, .lists = lists, .scale = 0.7, .k = keys, .v = values};
+        double *out = call ? expected + first * HALF * WIDTH : found;
+        struct tensor parts[] = {
+            device_copy(ops, DTYPE_F64, q + first * HALF * WIDTH, heads * WIDTH),
+            device_copy(ops, DTYPE_F64, found, heads * WIDTH),
+            device_copy(ops, DTYPE_F64, c + first * HALF * COUNT, heads * COUNT),
+            device_copy(ops, DTYPE_I32, slots + first * COUNT * CAPACITY, lists * COUNT * CAPACITY),
+            device_copy(ops, DTYPE_I32, counts + first * COUNT, lists * COUNT)};
+        if (call) { /* one key head a call */
+            a.k.shape[2] = a.v.shape[2] = 1;
+            a.k.data = (double *)keys.data + first * WIDTH;
+            a.v.data = (double *)values.data + first * WIDTH;
+        }
+        a.q = tensor_3d(parts[0].data, DTYPE_F64, 1, heads, WIDTH);
+        a.o = tensor_3d(parts[1].data, DTYPE_F64, 1, heads, WIDTH);
+        a.coefficients = tensor_2d(parts[2].data, DTYPE_F64, heads, COUNT);
+        a.slots = tensor_3d(parts[3].data, DTYPE_I32, 1, lists * COUNT, CAPACITY);
+        a.slot_counts = tensor_2d(parts[4].data, DTYPE_I32, 1, lists * COUNT);
+        CHECK_OK(ops->attention_decode(ops, &a));
+        CHECK_OK(ops->download(ops, parts[1], out));
+        for (size_t n = 0; n < sizeof parts / sizeof *parts; n++) ops->release(ops, parts[n].data);
+    }
+    for (int n = 0; n < HEADS * WIDTH; n++)
+        if (!(fabs(expected[n] - found[n]) <= 1e-14))
+            fail_msg("element %d: expected %.15g, found %.15g", n, expected[n], found[n]);
+    ops->release(ops, keys.data);
+    ops->release(ops, values.data);
+    ops->close(ops);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_double),   cmocka_unit_test(test_base),    cmocka_unit_test(test_avx2),
         cmocka_unit_test(test_best),     cmocka_unit_test(test_guarded), cmocka_unit_test(test_differences),
         cmocka_unit_test(test_threads),  cmocka_unit_test(test_no_leak), cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_refusals), cmocka_unit_test(test_lists),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
