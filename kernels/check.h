@@ -53,6 +53,12 @@ enum status check_block_attention_backward(const struct ops *ops, const struct b
 enum status check_gate_mix(const struct ops *ops, const struct gate_mix *a);
 enum status check_gate_mix_backward(const struct ops *ops, const struct gate_mix_backward *a);
 enum status check_block_mass(const struct ops *ops, const struct block_mass *a);
+enum status check_index_pool(const struct ops *ops, const struct index_pool *a);
+enum status check_index_select(const struct ops *ops, const struct index_select *a);
+enum status check_index_decode(const struct ops *ops, const struct index_decode *a);
+enum status check_token_attention(const struct ops *ops, const struct token_attention *a);
+enum status check_token_attention_backward(const struct ops *ops, const struct token_attention_backward *a);
+enum status check_index_learn(const struct ops *ops, const struct index_learn *a);
 enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a);
 enum status check_log_softmax(const struct ops *ops, struct tensor x, struct tensor y);
 enum status check_reduction(const struct ops *ops, const char *operation, struct tensor x, struct tensor out);

@@ -291,6 +291,87 @@ struct block_mass {
     double scale, weight, gradient_scale;
 };
 
+/* ---- tokens chosen one by one: kind indexer (docs/attention.md; after the lightning indexer of DeepSeek-V3.2, 2025) ----
+ * Query heads that choose together share a list: S lists, S divides H, head h reads list h/(H/S). List s has J index heads,
+ * s·J … s·J + J − 1, that score every earlier token j of the document for query i:
+ *   I_ij = Σ_h a_ih · relu(r_ih·u_jh / √E)
+ * A query always reads its window, the last `window` tokens with itself, and the sinks, the first `sinks` tokens of its document. Of
+ * the tokens between them it reads those that are chosen. chosen [B,T,S,n] I32: indices in the sequence, ascending, then −1. */
+
+/* r [B,T,S·J,E], u [B,T,S·K,E], K = 1 (a key for all index heads of a list) or J: real, any strides with a dense last dimension.
+ * a [B,T,S·J]: real, any strides with a dense last dimension. */
+struct index_scores {
+    struct tensor r, u, a;
+    int32_t lists; /* S */
+};
+
+/* pooled[:,n,h] = the mean, pooled[:,n,N+h] = the largest element, of key h over the n-th block of `block` tokens. Blocks are those of
+ * block_compress with compress = stride = block: counted from each document's first token, whole ones only; places beyond the last hold 0.
+ * u [B,T,N,E]: real, any strides with a dense last dimension. pooled [B,Nb,2N,E], Nb = compressed_bound(T, block, block). */
+struct index_pool {
+    struct tensor u, start, pooled;
+    int32_t block;
+};
+
+/* chosen = the `n` tokens with the highest scores between sinks and window, ties to the lower index; all of them where there are fewer.
+ * What is not a number counts as the lowest score. counts: host [S] or NULL: how many list s chooses, 0 … n, in place of n.
+ * source: whose scores. LEARNED: I_ij. ATTENTION: the attention itself, Σ softmax_j(scale·q_i·k_j) over the list's heads, the softmax over all
+ * j <= i of the document. RANDOM: a draw for each (seed, query, token, list). An audit's yardsticks are the last two.
+ * pooled (of index_pool on u with block `coarse`), or none with coarse 0. With it, of LEARNED, tokens compete only in `coarse_blocks` blocks and
+ * in the block that the window's first token cuts. Blocks compete that are whole and end before the window, with
+ *   Σ_h a_ih · (relu(r_ih·mean_h / √E) + relu(r_ih·largest_h / √E)),  ties to the lower block.
+ * start [B,T] I32; q [B,T,H,D], k [B,T,G,D] for ATTENTION, else none: real, any strides with a dense last dimension.
+ * window: 1 or more. Scores of a few rows at a time: never T×T in memory. */
+enum index_source { INDEX_LEARNED = 0, INDEX_ATTENTION, INDEX_RANDOM };
+struct index_select {
+    struct index_scores scores;
+    struct tensor start, pooled, q, k, chosen;
+    const int32_t *counts;
+    enum index_source source;
+    int32_t window, sinks, coarse, coarse_blocks;
+    double scale;
+    uint64_t seed;
+};
+/* The same of one query a sequence against cached index keys, LEARNED. r [B,S·J,E], a [B,S·J]: strided rows of heads allowed;
+ * u [B,Z,S·K,E] of Z slots, pooled [B,Zb,2·S·K,E] or none. places [B,3] I32: slot of the document's first token, slot of its first pooled block,
+ * the query's index in its document; blocks that are whole are in the cache. chosen [B,S,n] I32: slots, ascending, then −1. */
+struct index_decode {
+    struct tensor r, u, a, pooled, places, chosen;
+    const int32_t *counts;
+    int32_t lists, window, sinks, coarse, coarse_blocks;
+};
+
+/* o_i = softmax attention of i to its window, its sinks and its chosen tokens, each once.
+ * q, o [B,T,H,D], k, v [B,T,G,D]: real, any strides with a dense last dimension. chosen [B,T,S,n] as above, or none.
+ * log_sums [B,H,T] f32 statistics: log Σ_j e^{scale·q_i·k_j}. window: 1 or more. STATUS_SHAPE names a list that holds anything else than
+ * ascending tokens between sinks and window, then −1. */
+struct token_attention {
+    struct tensor q, k, v, start, chosen, o, log_sums;
+    int32_t window, sinks;
+    double scale;
+};
+/* dq, dk, dv: written; shapes and stride rules of q, k, v. o, log_sums: the forward pass's. */
+struct token_attention_backward {
+    struct token_attention forward;
+    struct tensor d_o, dq, dk, dv;
+};
+
+/* Learning where to look: for every query and list
+ *   losses = Σ_j m_ij log(m_ij / softmax_j(I_ij)),  m = Σ softmax_j(scale·q_i·k_j) over the list's heads, divided by their number
+ * j over all tokens <= i of the document; attended: over those that i reads (window, sinks, chosen), both softmaxes too. 0 log 0 = 0.
+ * No gradient reaches q and k. q [B,T,H,D], k [B,T,G,D]: real, any strides with a dense last dimension.
+ * chosen [B,T,S,n] or none, window, sinks: as for token_attention; looked at when `attended`, and for hits.
+ * losses [B,S,T] f32 statistics. loss [1] F64, when present: += weight · Σ losses, in fixed order. hits [1] F64, when present and not `attended`:
+ * += Σ over rows and lists of the m_ij that fall on tokens that i reads.
+ * d_r, d_u, d_a: written, gradient_scale · the gradient of Σ losses; shapes and stride rules of r, u, a; all three or none. */
+struct index_learn {
+    struct index_scores scores;
+    struct tensor q, k, start, chosen, losses, loss, hits, d_r, d_u, d_a;
+    bool attended;
+    int32_t window, sinks;
+    double scale, weight, gradient_scale;
+};
+
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
  * student [N,V] logits; teacher [N,V] logits or none; targets [N] I32 or none, negative: the row counts in nothing (all its
  * outputs are 0) — with a teacher and targets absent every row counts.
@@ -383,6 +464,14 @@ struct ops {
     enum status (*gate_mix)(const struct ops *ops, const struct gate_mix *arguments);
     enum status (*gate_mix_backward)(const struct ops *ops, const struct gate_mix_backward *arguments);
     enum status (*block_mass)(const struct ops *ops, const struct block_mass *arguments);
+
+    /* ---- tokens chosen one by one ----------------------------------------------------------------------------------- */
+    enum status (*index_pool)(const struct ops *ops, const struct index_pool *arguments);
+    enum status (*index_select)(const struct ops *ops, const struct index_select *arguments);
+    enum status (*index_decode)(const struct ops *ops, const struct index_decode *arguments);
+    enum status (*token_attention)(const struct ops *ops, const struct token_attention *arguments);
+    enum status (*token_attention_backward)(const struct ops *ops, const struct token_attention_backward *arguments);
+    enum status (*index_learn)(const struct ops *ops, const struct index_learn *arguments);
 
     /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
     enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);

@@ -21,13 +21,13 @@ struct device {
 
 /* *block: `pieces` pieces of at least `bytes` bytes, piece p at *block + p · *stride, each aligned to 256; contents
  * undefined. Valid until the next call of device_scratch: call it once an operation, before the parallel region,
- * usually with pieces = ops->device->threads, and index it by omp_get_thread_num(). One piece is measured, then placed, by
- * an arena: arena_placing(memory, SIZE_MAX) counts while memory is NULL. STATUS_MEMORY. */
+ * usually with pieces = ops->device->threads, and index it by omp_get_thread_num(). One piece is measured, then placed,
+ * by an arena: arena_placing(memory, SIZE_MAX) counts while memory is NULL. STATUS_MEMORY. */
 enum status device_scratch(const struct ops *ops, int pieces, size_t bytes, char **block, size_t *stride);
 
-/* Document starts [B,T], checked before anything trusts them: a wrong one would lead out of memory. ends [B,T]: one past the last
- * token of each token's document; NULL: only checked. STATUS_SHAPE names a start that is neither its token's index nor
- * its predecessor's. */
+/* Document starts [B,T], checked before anything trusts them: a wrong one would lead out of memory. ends [B,T]: one
+ * past the last token of each token's document; NULL: only checked. STATUS_SHAPE names a start that is neither its
+ * token's index nor its predecessor's. */
 enum status device_document_ends(const char *operation, struct tensor start, int32_t *ends);
 
 /* Shared functions of the table (device.c). */
@@ -86,13 +86,20 @@ const char *bf16_describe(void);
     enum status block_compress_##v(const struct ops *ops, const struct block_compress *a);                             \
     enum status block_compress_backward_##v(const struct ops *ops, const struct block_compress_backward *a);           \
     enum status compressed_attention_##v(const struct ops *ops, const struct compressed_attention *a);                 \
-    enum status compressed_attention_backward_##v(const struct ops *ops, const struct compressed_attention_backward *a);\
+    enum status compressed_attention_backward_##v(const struct ops *ops,                                               \
+                                                  const struct compressed_attention_backward *a);                      \
     enum status compressed_decode_##v(const struct ops *ops, const struct compressed_decode *a);                       \
     enum status block_attention_##v(const struct ops *ops, const struct block_attention *a);                           \
     enum status block_attention_backward_##v(const struct ops *ops, const struct block_attention_backward *a);         \
     enum status gate_mix_##v(const struct ops *ops, const struct gate_mix *a);                                         \
     enum status gate_mix_backward_##v(const struct ops *ops, const struct gate_mix_backward *a);                       \
     enum status block_mass_##v(const struct ops *ops, const struct block_mass *a);                                     \
+    enum status index_pool_##v(const struct ops *ops, const struct index_pool *a);                                     \
+    enum status index_select_##v(const struct ops *ops, const struct index_select *a);                                 \
+    enum status index_decode_##v(const struct ops *ops, const struct index_decode *a);                                 \
+    enum status token_attention_##v(const struct ops *ops, const struct token_attention *a);                           \
+    enum status token_attention_backward_##v(const struct ops *ops, const struct token_attention_backward *a);         \
+    enum status index_learn_##v(const struct ops *ops, const struct index_learn *a);                                   \
     enum status loss_rows_##v(const struct ops *ops, const struct loss_rows *a);                                       \
     enum status log_softmax_##v(const struct ops *ops, struct tensor x, struct tensor y);                              \
     enum status sum_##v(const struct ops *ops, struct tensor x, struct tensor out);                                    \

@@ -14,16 +14,16 @@
     .rope = rope_##v, .attention = attention_##v, .attention_backward = attention_backward_##v,                        \
     .attention_decode = attention_decode_##v, .linear_attention = linear_attention_##v,                                \
     .linear_attention_backward = linear_attention_backward_##v,                                                        \
-    .linear_attention_weights = linear_attention_weights_##v,                                                          \
-    .linear_attention_decode = linear_attention_decode_##v, .block_compress = block_compress_##v,                      \
-    .block_compress_backward = block_compress_backward_##v, .compressed_attention = compressed_attention_##v,          \
-    .compressed_attention_backward = compressed_attention_backward_##v,                                                \
-    .compressed_decode = compressed_decode_##v, .block_attention = block_attention_##v,                                \
-    .block_attention_backward = block_attention_backward_##v, .gate_mix = gate_mix_##v,                                \
-    .gate_mix_backward = gate_mix_backward_##v, .block_mass = block_mass_##v, .loss_rows = loss_rows_##v,              \
-    .log_softmax = log_softmax_##v, .sum = sum_##v, .sum_squares = sum_squares_##v,                                    \
-    .sum_squared_difference = sum_squared_difference_##v,                                                              \
-    .adamw = adamw_##v
+    .linear_attention_weights = linear_attention_weights_##v, .linear_attention_decode = linear_attention_decode_##v,  \
+    .block_compress = block_compress_##v, .block_compress_backward = block_compress_backward_##v,                      \
+    .compressed_attention = compressed_attention_##v,                                                                  \
+    .compressed_attention_backward = compressed_attention_backward_##v, .compressed_decode = compressed_decode_##v,    \
+    .block_attention = block_attention_##v, .block_attention_backward = block_attention_backward_##v,                  \
+    .gate_mix = gate_mix_##v, .gate_mix_backward = gate_mix_backward_##v, .block_mass = block_mass_##v,                \
+    .index_pool = index_pool_##v, .index_select = index_select_##v, .index_decode = index_decode_##v,                  \
+    .token_attention = token_attention_##v, .token_attention_backward = token_attention_backward_##v,                  \
+    .index_learn = index_learn_##v, .loss_rows = loss_rows_##v, .log_softmax = log_softmax_##v, .sum = sum_##v,        \
+    .sum_squares = sum_squares_##v, .sum_squared_difference = sum_squared_difference_##v, .adamw = adamw_##v
 
 #define CPU_DEVICE                                                                                                     \
     .host_memory = true, .close = device_close, .describe = device_describe, .allocate = device_allocate,              \

@@ -57,6 +57,7 @@ enum status guard_open(const struct ops *inner, const struct ops **ops) {
     guard_layers(&guard->ops);
     guard_linear(&guard->ops);
     guard_blocks(&guard->ops);
+    guard_index(&guard->ops);
     guard_losses(&guard->ops);
     *ops = &guard->ops;
     return STATUS_OK;

@@ -89,6 +89,7 @@ enum status call_end(struct guard *guard, struct call *call, enum status status)
 void guard_layers(struct ops *ops);
 void guard_linear(struct ops *ops);
 void guard_blocks(struct ops *ops);
+void guard_index(struct ops *ops);
 void guard_losses(struct ops *ops);
 
 #endif
