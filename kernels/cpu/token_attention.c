@@ -1,0 +1,107 @@
+/* Attention to a window, sinks and chosen tokens, forward. A thread owns a key head; its keys are taken in ranges that
+ * stay in its cache, and every query comes to each range with the tokens that it reads there. Running maximum and sum
+ * as in block_attention.c. */
+#include "kernels/cpu/tokens.h"
+
+#include <omp.h>
+
+enum { RANGE_BYTES = 1 << 20 }; /* of keys and values */
+
+struct work {
+    const struct token_attention *a;
+    struct token_reach reach;
+    int64_t batch, length, heads, groups, width, padded, range;
+};
+
+/* One thread's memory. */
+struct unit {
+    real *k, *v;       /* [T][padded] */
+    real *o;           /* [T][padded] of one head */
+    real *most, *sums; /* [T] */
+    real *q, *e;       /* [padded], [most tokens of a range] */
+    int32_t *cursor;   /* [T] */
+    int32_t *tokens;
+};
+
+static size_t place(const struct work *w, char *memory, struct unit *x) {
+    struct arena arena = arena_placing(memory, SIZE_MAX);
+    const size_t rows = (size_t)(w->length * w->padded) * sizeof(real);
+    const size_t reads = (size_t)token_reach_most(&w->reach, w->length);
+    x->k = arena_take(&arena, rows);
+    x->v = arena_take(&arena, rows);
+    x->o = arena_take(&arena, rows);
+    x->most = arena_take(&arena, (size_t)w->length * sizeof(real));
+    x->sums = arena_take(&arena, (size_t)w->length * sizeof(real));
+    x->q = arena_take(&arena, (size_t)w->padded * sizeof(real));
+    x->e = arena_take(&arena, reads * sizeof(real));
+    x->cursor = arena_take(&arena, (size_t)w->length * sizeof(int32_t));
+    x->tokens = arena_take(&arena, reads * sizeof(int32_t));
+    return arena.used;
+}
+
+/* Query i takes in the `count` tokens. */
+static void take(const struct work *w, const struct unit *x, struct rows q, int64_t i, int64_t count) {
+    real *o = x->o + i * w->padded;
+    NAME(blocks_load)(q, i, 1, w->width, (real)w->a->scale, x->q);
+    NAME(token_dots)(w->padded, x->q, x->k, x->tokens, count, x->e);
+    const real before = x->most[i], now = real_max(before, real_row_max(x->e, count));
+    if (now > before) {
+        const real rescale = real_exp(before - now);
+        x->sums[i] *= rescale;
+        x->most[i] = now;
+        for (int64_t d = 0; d < w->padded; d++) o[d] *= rescale;
+    }
+    x->sums[i] += blocks_exponents(x->e, count, now);
+    NAME(token_gather)(w->padded, x->e, x->v, x->tokens, count, o);
+}
+
+static void run_head(const struct work *w, const struct unit *x, int64_t b, int64_t h) {
+    const struct token_attention *a = w->a;
+    const int64_t list = h / (w->heads / w->reach.lists);
+    const struct rows q = blocks_rows(a->q, b, h), o = blocks_rows(a->o, b, h);
+    real *log_sums = real_data(a->log_sums) + (b * w->heads + h) * w->length;
+    memset(x->o, 0, (size_t)(w->length * w->padded) * sizeof(real));
+    memset(x->cursor, 0, (size_t)w->length * sizeof(int32_t));
+    for (int64_t i = 0; i < w->length; i++) {
+        x->most[i] = -REAL_INFINITY;
+        x->sums[i] = 0;
+    }
+    for (int64_t first = 0; first < w->length; first += w->range)
+        for (int64_t i = first; i < w->length; i++) {
+            const struct token_set set = token_set_of(&w->reach, b, i, list);
+            const int64_t count = token_set_range(&set, first, first + w->range, &x->cursor[i], x->tokens);
+            if (count > 0) take(w, x, q, i, count);
+        }
+    for (int64_t i = 0; i < w->length; i++) {
+        blocks_store(o, i, x->o + i * w->padded, w->width, 1 / x->sums[i], false);
+        log_sums[i] = x->most[i] + real_log(x->sums[i]);
+    }
+}
+
+enum status NAME(token_attention)(const struct ops *ops, const struct token_attention *a) {
+    TRY(check_token_attention(ops, a));
+    struct work w = {.a = a, .reach = token_reach_of(a->start, a->chosen, a->window, a->sinks)};
+    TRY(device_document_ends("token_attention", a->start, NULL));
+    TRY(NAME(token_lists_check)(ops, "token_attention", &w.reach));
+    w.batch = a->q.shape[0];
+    w.length = a->q.shape[1];
+    w.heads = a->q.shape[2];
+    w.width = a->q.shape[3];
+    w.groups = a->k.shape[2];
+    w.padded = pad_lanes(w.width);
+    w.range = at_least(RANGE_BYTES / (2 * w.padded * (int64_t)sizeof(real)), 1);
+    struct unit sizes;
+    char *memory;
+    size_t stride;
+    TRY(device_scratch(ops, ops->device->threads, place(&w, NULL, &sizes), &memory, &stride));
+#pragma omp parallel for schedule(dynamic) num_threads(ops->device->threads)
+    for (int64_t n = 0; n < w.batch * w.groups; n++) {
+        const int64_t b = n / w.groups, group = n % w.groups, share = w.heads / w.groups;
+        struct unit x;
+        place(&w, memory + stride * (size_t)omp_get_thread_num(), &x);
+        NAME(blocks_load)(blocks_rows(a->k, b, group), 0, w.length, w.width, 1, x.k);
+        NAME(blocks_load)(blocks_rows(a->v, b, group), 0, w.length, w.width, 1, x.v);
+        for (int64_t h = group * share; h < (group + 1) * share; h++) run_head(&w, &x, b, h);
+    }
+    return STATUS_OK;
+}

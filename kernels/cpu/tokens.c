@@ -1,0 +1,101 @@
+/* Rows that lie apart in memory, and the lists that name them. A row is whole cache lines, so that what it costs is
+ * their transport; the usual widths are constants, so that a row's sums stay in registers. */
+#include "kernels/cpu/tokens.h"
+
+enum status NAME(token_lists_check)(const struct ops *ops, const char *operation, const struct token_reach *reach) {
+    const int64_t batch = reach->start.shape[0], length = reach->start.shape[1], rows = batch * length * reach->lists;
+    int64_t wrong = INT64_MAX;
+    if (reach->most == 0) return STATUS_OK;
+#pragma omp parallel for num_threads(ops->device->threads) reduction(min : wrong)
+    for (int64_t n = 0; n < rows; n++) {
+        const int64_t token = n / reach->lists;
+        const struct token_set set = token_set_of(reach, token / length, token % length, n % reach->lists);
+        int32_t before = set.sinks_end - 1;
+        bool ended = false;
+        for (int64_t u = 0; u < set.most; u++) {
+            const int32_t t = set.chosen[u];
+            const bool fine = t == -1 || (!ended && t > before && t < set.window_first);
+            if (!fine && n * reach->most + u < wrong) wrong = n * reach->most + u;
+            ended = ended || t == -1;
+            before = t;
+        }
+    }
+    if (wrong == INT64_MAX) return STATUS_OK;
+    const int64_t row = wrong / reach->most, token = row / reach->lists;
+    const struct token_set set = token_set_of(reach, token / length, token % length, row % reach->lists);
+    return error_set(
+        STATUS_SHAPE, "%s: chosen[%lld,%lld,%lld,%lld]: expected ascending tokens from %d to %d, then -1, found %d",
+        operation, (long long)(token / length), (long long)(token % length), (long long)(row % reach->lists),
+        (long long)(wrong % reach->most), set.sinks_end, set.window_first - 1, set.chosen[wrong % reach->most]);
+}
+
+typedef real line __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+
+__attribute__((always_inline)) static inline void dots(const int64_t padded, const real *x, const real *rows,
+                                                       const int32_t *tokens, int64_t count, real *e) {
+    for (int64_t u = 0; u < count; u++) e[u] = real_dot(x, rows + tokens[u] * padded, padded);
+}
+
+/* `lines` vectors of every row, from column `column`. */
+__attribute__((always_inline)) static inline void gather(const int64_t padded, int64_t column, const int lines,
+                                                         const real *weights, const real *rows, const int32_t *tokens,
+                                                         int64_t count, real *y) {
+    line sums[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < lines; n++) sums[n] = *(const line *)(y + column + n * LANES);
+    for (int64_t u = 0; u < count; u++) {
+        const real *row = rows + tokens[u] * padded + column;
+#pragma GCC unroll 4
+        for (int n = 0; n < lines; n++) sums[n] += weights[u] * *(const line *)(row + n * LANES);
+    }
+#pragma GCC unroll 4
+    for (int n = 0; n < lines; n++) *(line *)(y + column + n * LANES) = sums[n];
+}
+
+__attribute__((always_inline)) static inline void scatter(const int64_t padded, int64_t column, const int lines,
+                                                          const real *weights, const real *x, const int32_t *tokens,
+                                                          int64_t count, real *rows) {
+    line own[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < lines; n++) own[n] = *(const line *)(x + column + n * LANES);
+    for (int64_t u = 0; u < count; u++) {
+        real *row = rows + tokens[u] * padded + column;
+#pragma GCC unroll 4
+        for (int n = 0; n < lines; n++) *(line *)(row + n * LANES) += weights[u] * own[n];
+    }
+}
+
+void NAME(token_dots)(int64_t padded, const real *x, const real *rows, const int32_t *tokens, int64_t count, real *e) {
+    switch (padded) {
+    case LANES:
+        dots(LANES, x, rows, tokens, count, e);
+        break;
+    case 2 * LANES:
+        dots(2 * LANES, x, rows, tokens, count, e);
+        break;
+    case 4 * LANES:
+        dots(4 * LANES, x, rows, tokens, count, e);
+        break;
+    case 8 * LANES:
+        dots(8 * LANES, x, rows, tokens, count, e);
+        break;
+    default:
+        dots(padded, x, rows, tokens, count, e);
+    }
+}
+
+void NAME(token_gather)(int64_t padded, const real *weights, const real *rows, const int32_t *tokens, int64_t count,
+                        real *y) {
+    int64_t column = 0;
+    for (; column + 4 * LANES <= padded; column += 4 * LANES)
+        gather(padded, column, 4, weights, rows, tokens, count, y);
+    for (; column < padded; column += LANES) gather(padded, column, 1, weights, rows, tokens, count, y);
+}
+
+void NAME(token_scatter)(int64_t padded, const real *weights, const real *x, const int32_t *tokens, int64_t count,
+                         real *rows) {
+    int64_t column = 0;
+    for (; column + 4 * LANES <= padded; column += 4 * LANES)
+        scatter(padded, column, 4, weights, x, tokens, count, rows);
+    for (; column < padded; column += LANES) scatter(padded, column, 1, weights, x, tokens, count, rows);
+}
