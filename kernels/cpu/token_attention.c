@@ -16,9 +16,9 @@ struct work {
 /* One thread's memory. */
 struct unit {
     real *k, *v;       /* [T][padded] */
-    real *o;           /* [T][padded] of one head */
+    real *q, *o;       /* [T][padded] of one head, q times the scale */
     real *most, *sums; /* [T] */
-    real *q, *e;       /* [padded], [most tokens of a range] */
+    real *e;           /* [most tokens of a range] */
     int32_t *cursor;   /* [T] */
     int32_t *tokens;
 };
@@ -29,10 +29,10 @@ static size_t place(const struct work *w, char *memory, struct unit *x) {
     const size_t reads = (size_t)token_reach_most(&w->reach, w->length);
     x->k = arena_take(&arena, rows);
     x->v = arena_take(&arena, rows);
+    x->q = arena_take(&arena, rows);
     x->o = arena_take(&arena, rows);
     x->most = arena_take(&arena, (size_t)w->length * sizeof(real));
     x->sums = arena_take(&arena, (size_t)w->length * sizeof(real));
-    x->q = arena_take(&arena, (size_t)w->padded * sizeof(real));
     x->e = arena_take(&arena, reads * sizeof(real));
     x->cursor = arena_take(&arena, (size_t)w->length * sizeof(int32_t));
     x->tokens = arena_take(&arena, reads * sizeof(int32_t));
@@ -40,10 +40,9 @@ static size_t place(const struct work *w, char *memory, struct unit *x) {
 }
 
 /* Query i takes in the `count` tokens. */
-static void take(const struct work *w, const struct unit *x, struct rows q, int64_t i, int64_t count) {
+static void take(const struct work *w, const struct unit *x, int64_t i, int64_t count) {
     real *o = x->o + i * w->padded;
-    NAME(blocks_load)(q, i, 1, w->width, (real)w->a->scale, x->q);
-    NAME(token_dots)(w->padded, x->q, x->k, x->tokens, count, x->e);
+    NAME(token_dots)(w->padded, x->q + i * w->padded, x->k, x->tokens, count, x->e);
     const real before = x->most[i], now = real_max(before, real_row_max(x->e, count));
     if (now > before) {
         const real rescale = real_exp(before - now);
@@ -58,8 +57,9 @@ static void take(const struct work *w, const struct unit *x, struct rows q, int6
 static void run_head(const struct work *w, const struct unit *x, int64_t b, int64_t h) {
     const struct token_attention *a = w->a;
     const int64_t list = h / (w->heads / w->reach.lists);
-    const struct rows q = blocks_rows(a->q, b, h), o = blocks_rows(a->o, b, h);
+    const struct rows o = blocks_rows(a->o, b, h);
     real *log_sums = real_data(a->log_sums) + (b * w->heads + h) * w->length;
+    NAME(blocks_load)(blocks_rows(a->q, b, h), 0, w->length, w->width, (real)a->scale, x->q);
     memset(x->o, 0, (size_t)(w->length * w->padded) * sizeof(real));
     memset(x->cursor, 0, (size_t)w->length * sizeof(int32_t));
     for (int64_t i = 0; i < w->length; i++) {
@@ -70,7 +70,7 @@ static void run_head(const struct work *w, const struct unit *x, int64_t b, int6
         for (int64_t i = first; i < w->length; i++) {
             const struct token_set set = token_set_of(&w->reach, b, i, list);
             const int64_t count = token_set_range(&set, first, first + w->range, &x->cursor[i], x->tokens);
-            if (count > 0) take(w, x, q, i, count);
+            if (count > 0) take(w, x, i, count);
         }
     for (int64_t i = 0; i < w->length; i++) {
         blocks_store(o, i, x->o + i * w->padded, w->width, 1 / x->sums[i], false);

@@ -15,9 +15,8 @@ struct work {
 /* One thread's memory. */
 struct unit {
     real *k, *v, *dk, *dv; /* [T][padded] */
-    real *dq;              /* [T][padded] of one head */
+    real *q, *d_o, *dq;    /* [T][padded] of one head, q times the scale */
     real *deltas;          /* [T] */
-    real *q, *d_o, *o;     /* [padded] */
     real *e, *d;           /* [most tokens of a range] */
     int32_t *cursor;       /* [T] */
     int32_t *tokens;
@@ -26,9 +25,8 @@ struct unit {
 static size_t place(const struct work *w, char *memory, struct unit *x) {
     struct arena arena = arena_placing(memory, SIZE_MAX);
     const size_t reads = (size_t)token_reach_most(&w->reach, w->length);
-    real **sequences[] = {&x->k, &x->v, &x->dk, &x->dv, &x->dq}, **lines[] = {&x->q, &x->d_o, &x->o};
-    for (int n = 0; n < 5; n++) *sequences[n] = arena_take(&arena, (size_t)(w->length * w->padded) * sizeof(real));
-    for (int n = 0; n < 3; n++) *lines[n] = arena_take(&arena, (size_t)w->padded * sizeof(real));
+    real **sequences[] = {&x->k, &x->v, &x->dk, &x->dv, &x->q, &x->d_o, &x->dq};
+    for (int n = 0; n < 7; n++) *sequences[n] = arena_take(&arena, (size_t)(w->length * w->padded) * sizeof(real));
     x->deltas = arena_take(&arena, (size_t)w->length * sizeof(real));
     x->e = arena_take(&arena, reads * sizeof(real));
     x->d = arena_take(&arena, reads * sizeof(real));
@@ -37,37 +35,34 @@ static size_t place(const struct work *w, char *memory, struct unit *x) {
     return arena.used;
 }
 
-static void take(const struct work *w, const struct unit *x, struct rows q, struct rows d_o, real log_sum, int64_t i,
-                 int64_t count) {
+static void take(const struct work *w, const struct unit *x, real log_sum, int64_t i, int64_t count) {
     const int64_t padded = w->padded;
-    NAME(blocks_load)(q, i, 1, w->width, (real)w->g->forward.scale, x->q);
-    NAME(blocks_load)(d_o, i, 1, w->width, 1, x->d_o);
-    NAME(token_dots)(padded, x->q, x->k, x->tokens, count, x->e);
-    NAME(token_dots)(padded, x->d_o, x->v, x->tokens, count, x->d);
+    const real *q = x->q + i * padded, *d_o = x->d_o + i * padded;
+    NAME(token_dots)(padded, q, x->k, x->tokens, count, x->e);
+    NAME(token_dots)(padded, d_o, x->v, x->tokens, count, x->d);
     blocks_gradients(x->e, x->d, count, log_sum, x->deltas[i]);
     NAME(token_gather)(padded, x->d, x->k, x->tokens, count, x->dq + i * padded);
-    NAME(token_scatter)(padded, x->d, x->q, x->tokens, count, x->dk);
-    NAME(token_scatter)(padded, x->e, x->d_o, x->tokens, count, x->dv);
+    NAME(token_scatter)(padded, x->d, q, x->tokens, count, x->dk);
+    NAME(token_scatter)(padded, x->e, d_o, x->tokens, count, x->dv);
 }
 
 static void run_head(const struct work *w, const struct unit *x, int64_t b, int64_t h) {
     const struct token_attention *a = &w->g->forward;
     const int64_t list = h / (w->heads / w->reach.lists);
-    const struct rows q = blocks_rows(a->q, b, h), o = blocks_rows(a->o, b, h), d_o = blocks_rows(w->g->d_o, b, h);
     const struct rows dq = blocks_rows(w->g->dq, b, h);
     const real *log_sums = real_data(a->log_sums) + (b * w->heads + h) * w->length;
+    /* o is needed for the deltas alone: dq's rows hold it meanwhile. */
+    NAME(blocks_load)(blocks_rows(a->o, b, h), 0, w->length, w->width, 1, x->dq);
+    NAME(blocks_load)(blocks_rows(w->g->d_o, b, h), 0, w->length, w->width, 1, x->d_o);
+    blocks_deltas(x->dq, x->d_o, w->length, w->padded, x->deltas);
+    NAME(blocks_load)(blocks_rows(a->q, b, h), 0, w->length, w->width, (real)a->scale, x->q);
     memset(x->dq, 0, (size_t)(w->length * w->padded) * sizeof(real));
     memset(x->cursor, 0, (size_t)w->length * sizeof(int32_t));
-    for (int64_t i = 0; i < w->length; i++) {
-        NAME(blocks_load)(o, i, 1, w->width, 1, x->o);
-        NAME(blocks_load)(d_o, i, 1, w->width, 1, x->d_o);
-        blocks_deltas(x->o, x->d_o, 1, w->padded, x->deltas + i);
-    }
     for (int64_t first = 0; first < w->length; first += w->range)
         for (int64_t i = first; i < w->length; i++) {
             const struct token_set set = token_set_of(&w->reach, b, i, list);
             const int64_t count = token_set_range(&set, first, first + w->range, &x->cursor[i], x->tokens);
-            if (count > 0) take(w, x, q, d_o, log_sums[i], i, count);
+            if (count > 0) take(w, x, log_sums[i], i, count);
         }
     for (int64_t i = 0; i < w->length; i++) blocks_store(dq, i, x->dq + i * w->padded, w->width, (real)a->scale, false);
 }

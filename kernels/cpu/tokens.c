@@ -2,6 +2,8 @@
  * their transport; the usual widths are constants, so that a row's sums stay in registers. */
 #include "kernels/cpu/tokens.h"
 
+#include "kernels/cpu/vector.h"
+
 enum status NAME(token_lists_check)(const struct ops *ops, const char *operation, const struct token_reach *reach) {
     const int64_t batch = reach->start.shape[0], length = reach->start.shape[1], rows = batch * length * reach->lists;
     int64_t wrong = INT64_MAX;
@@ -29,39 +31,61 @@ enum status NAME(token_lists_check)(const struct ops *ops, const char *operation
         (long long)(wrong % reach->most), set.sinks_end, set.window_first - 1, set.chosen[wrong % reach->most]);
 }
 
-typedef real line __attribute__((vector_size(LANES * sizeof(real)), aligned(sizeof(real)), may_alias));
+/* Element n of the result: the sum of x[n]'s elements. Halves are added while they are interleaved, which puts every
+ * sum where it belongs. x is spoilt. */
+__attribute__((always_inline)) static inline vector sums_of(vector x[VECTOR]) {
+#pragma GCC unroll 8
+    for (int count = VECTOR / 2; count > 0; count /= 2)
+#pragma GCC unroll 8
+        for (int n = 0; n < count; n++)
+            x[n] = __builtin_shufflevector(x[n], x[n + count], LOW) + __builtin_shufflevector(x[n], x[n + count], HIGH);
+    return x[0];
+}
 
 __attribute__((always_inline)) static inline void dots(const int64_t padded, const real *x, const real *rows,
                                                        const int32_t *tokens, int64_t count, real *e) {
-    for (int64_t u = 0; u < count; u++) e[u] = real_dot(x, rows + tokens[u] * padded, padded);
+    for (int64_t u = 0; u < count; u += VECTOR) {
+        const int64_t here = at_most(VECTOR, count - u);
+        vector sums[VECTOR];
+#pragma GCC unroll 16
+        for (int n = 0; n < VECTOR; n++) {
+            const real *row = rows + tokens[u + at_most(n, here - 1)] * padded; /* the last one again, to the end */
+            sums[n] = *(const vector *)x * *(const vector *)row;
+#pragma GCC unroll 8
+            for (int64_t d = VECTOR; d < padded; d += VECTOR)
+                sums[n] += *(const vector *)(x + d) * *(const vector *)(row + d);
+        }
+        const vector all = sums_of(sums);
+        memcpy(e + u, &all, (size_t)here * sizeof(real));
+    }
 }
 
-/* `lines` vectors of every row, from column `column`. */
-__attribute__((always_inline)) static inline void gather(const int64_t padded, int64_t column, const int lines,
+/* `vectors` vectors of every row, from column `column`. */
+__attribute__((always_inline)) static inline void gather(int64_t padded, int64_t column, const int vectors,
                                                          const real *weights, const real *rows, const int32_t *tokens,
                                                          int64_t count, real *y) {
-    line sums[4];
+    vector sums[4];
 #pragma GCC unroll 4
-    for (int n = 0; n < lines; n++) sums[n] = *(const line *)(y + column + n * LANES);
+    for (int n = 0; n < vectors; n++) sums[n] = *(const vector *)(y + column + n * VECTOR);
     for (int64_t u = 0; u < count; u++) {
         const real *row = rows + tokens[u] * padded + column;
 #pragma GCC unroll 4
-        for (int n = 0; n < lines; n++) sums[n] += weights[u] * *(const line *)(row + n * LANES);
+        for (int n = 0; n < vectors; n++) sums[n] += weights[u] * *(const vector *)(row + n * VECTOR);
     }
 #pragma GCC unroll 4
-    for (int n = 0; n < lines; n++) *(line *)(y + column + n * LANES) = sums[n];
+    for (int n = 0; n < vectors; n++) *(vector *)(y + column + n * VECTOR) = sums[n];
 }
 
-__attribute__((always_inline)) static inline void scatter(const int64_t padded, int64_t column, const int lines,
+__attribute__((always_inline)) static inline void scatter(int64_t padded, int64_t column, const int vectors,
                                                           const real *weights, const real *x, const int32_t *tokens,
                                                           int64_t count, real *rows) {
-    line own[4];
+    vector own[4];
 #pragma GCC unroll 4
-    for (int n = 0; n < lines; n++) own[n] = *(const line *)(x + column + n * LANES);
+    for (int n = 0; n < vectors; n++) own[n] = *(const vector *)(x + column + n * VECTOR);
     for (int64_t u = 0; u < count; u++) {
         real *row = rows + tokens[u] * padded + column;
 #pragma GCC unroll 4
-        for (int n = 0; n < lines; n++) *(line *)(row + n * LANES) += weights[u] * own[n];
+        for (int n = 0; n < vectors; n++) *(vector *)(row + n * VECTOR) += weights[u] * own[n];
     }
 }
 
@@ -87,15 +111,15 @@ void NAME(token_dots)(int64_t padded, const real *x, const real *rows, const int
 void NAME(token_gather)(int64_t padded, const real *weights, const real *rows, const int32_t *tokens, int64_t count,
                         real *y) {
     int64_t column = 0;
-    for (; column + 4 * LANES <= padded; column += 4 * LANES)
+    for (; column + 4 * VECTOR <= padded; column += 4 * VECTOR)
         gather(padded, column, 4, weights, rows, tokens, count, y);
-    for (; column < padded; column += LANES) gather(padded, column, 1, weights, rows, tokens, count, y);
+    for (; column < padded; column += VECTOR) gather(padded, column, 1, weights, rows, tokens, count, y);
 }
 
 void NAME(token_scatter)(int64_t padded, const real *weights, const real *x, const int32_t *tokens, int64_t count,
                          real *rows) {
     int64_t column = 0;
-    for (; column + 4 * LANES <= padded; column += 4 * LANES)
+    for (; column + 4 * VECTOR <= padded; column += 4 * VECTOR)
         scatter(padded, column, 4, weights, x, tokens, count, rows);
-    for (; column < padded; column += LANES) scatter(padded, column, 1, weights, x, tokens, count, rows);
+    for (; column < padded; column += VECTOR) scatter(padded, column, 1, weights, x, tokens, count, rows);
 }

@@ -78,7 +78,7 @@ struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
     bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
-    bool reads_x;        /* o depends on pass.x directly, and backward writes pass.dx */
+    bool reads_x;        /* forward reads pass.x, and backward writes pass.dx (0 where no gradient flows that way) */
     /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
      * Released with free(). */
     enum status (*configure)(const char *where, const struct config_attention *options, const struct model_config *model,
@@ -90,6 +90,9 @@ struct kind {
     enum status (*add_params)(const struct attention_layer *layer, struct params *params);
     /* Finds its rows; fills layer->bound (released with free()). NULL: none. */
     enum status (*bind)(struct attention_layer *layer);
+    /* Starts its rows from what the teacher's layer sees on a few sequences: the teacher's x, q, k, as in a forward pass, positions and
+     * frequencies; no o, nothing saved. Before training, and wherever an untrained student is looked at. NULL: rows start without data. */
+    enum status (*calibrate)(const struct attention_layer *layer, const struct attention_pass *pass);
     /* Takes from `arena` what forward keeps for backward (`train`) and what it needs; *saved is the kind's own, made with
      * memory_new while `arena` is placing or sizing alike (released with free()). */
     enum status (*plan)(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
@@ -107,7 +110,7 @@ struct kind {
     enum status (*cost)(const struct attention_layer *layer, int64_t length, struct attention_cost *cost);
     /* The kind's own numbers for the metrics line, as JSON members ("\"coefficient_mean\": 0.1"), into text. NULL: none. */
     enum status (*report)(const struct attention_layer *layer, char *text, size_t capacity);
-    /* Name of branch number `branch` (from 0) that the audit may switch off; false past the last. NULL: none. */
+    /* Name of branch number `branch` (from 0) that the audit may switch off, what takes its place after a colon; false past the last. NULL: none. */
     bool (*branch_name)(const struct attention_layer *layer, int branch, char name[ATTENTION_BRANCH_NAME]);
     /* Switches off the branches of the mask, a bit each, and the others on; parameters are not changed. */
     enum status (*switch_off)(struct attention_layer *layer, uint32_t branches);

@@ -4,7 +4,7 @@
 
 #include "attention/attention.h"
 
-extern const struct kind kind_full, kind_masks, kind_performer, kind_kerformer, kind_nsa;
+extern const struct kind kind_full, kind_masks, kind_performer, kind_kerformer, kind_nsa, kind_indexer;
 
 /* NULL when the recipe does not give `key`. */
 const struct config_option *options_find(const struct config_attention *rule, const char *key);

@@ -7,7 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, &kind_nsa, NULL};
+const struct kind *const kind_table[] = {&kind_full, &kind_masks, &kind_performer, &kind_kerformer, &kind_nsa,
+                                         &kind_indexer, NULL};
 
 bool kind_is_full(const struct kind *kind) { return kind == &kind_full; }
 

@@ -39,11 +39,12 @@ static void add_row(struct eval_table *table, const char *name, const struct mod
 
 /* Untrained, no attention, a window alone at the same density: what a student has to be better than. */
 static enum status add_baselines(const struct eval_command *o, const struct loaded_model *loaded,
-                                 struct eval_table *table) {
+                                 const struct windows *windows, struct eval_table *table) {
     struct model *made = table->made;
     int64_t narrowest, widest;
     TRY(variant_untrained(loaded->teacher, loaded->rules, loaded->rule_count, (uint64_t)o->seed, &made[0]));
     add_row(table, "untrained", &made[table->made_count++]);
+    TRY(variant_calibrate(windows, &made[0]));
     TRY(variant_no_attention(loaded->teacher, loaded->model, &made[1]));
     add_row(table, "no attention", &made[table->made_count++]);
     enum status status = variant_window(loaded->teacher, loaded->model, o->length, &narrowest, &widest, &made[2]);
@@ -70,12 +71,12 @@ static bool has_kinds(const struct model *model) {
 }
 
 static enum status make_table(const struct eval_command *o, const struct loaded_model *loaded,
-                              struct eval_table *table) {
+                              const struct windows *windows, struct eval_table *table) {
     if (loaded->teacher) add_row(table, "teacher", loaded->teacher);
     if (loaded->model == loaded->teacher) return STATUS_OK;
     add_row(table, loaded->teacher ? "student" : "model", loaded->model);
     bool comparable = loaded->teacher && loaded->rule_count > 0 && has_kinds(loaded->model);
-    return comparable && !o->no_baselines ? add_baselines(o, loaded, table) : STATUS_OK;
+    return comparable && !o->no_baselines ? add_baselines(o, loaded, windows, table) : STATUS_OK;
 }
 
 /* The student again with each of its branches switched off. */
@@ -171,7 +172,7 @@ static enum status evaluate(const struct eval_command *o, struct with_model *wit
     const struct loaded_model *loaded = &with->loaded;
     bool speaks = comm_rank(with->comm) == 0;
     enum status status;
-    TRY_GOTO(done, comm_agree(with->comm, make_table(o, loaded, &table)));
+    TRY_GOTO(done, comm_agree(with->comm, make_table(o, loaded, windows, &table)));
     TRY_GOTO(done,
              evaluate_run(loaded->teacher, table.rows, table.count, windows, &options, with->comm, table.figures));
     if (o->audit) TRY_GOTO(done, audit_branches(o, with, windows, &table));

@@ -51,6 +51,24 @@ enum status variant_untrained(const struct model *teacher, const struct config_a
     return model_student(teacher, where, rules, rule_count, NULL, 0, false, seed, out);
 }
 
+enum status variant_calibrate(const struct windows *windows, struct model *student) {
+    const int64_t length = windows->options.length, enough = (CALIBRATION_TOKENS + length - 1) / length;
+    struct batch batch = {.batch = enough < windows->count ? enough : windows->count, .length = length};
+    const size_t tokens = (size_t)(batch.batch * length);
+    int32_t *numbers = NULL;
+    if (!model_calibrates(student)) return STATUS_OK;
+    TRY(memory_new(3 * tokens, sizeof *numbers, "a calibration batch", &numbers));
+    batch.ids = numbers;
+    batch.targets = numbers + tokens;
+    batch.start = numbers + 2 * tokens;
+    for (int64_t b = 0; b < batch.batch; b++)
+        windows_read(windows, b, numbers + b * length, numbers + tokens + (size_t)(b * length),
+                     numbers + 2 * tokens + (size_t)(b * length));
+    enum status status = model_calibrate(student, &batch);
+    free(numbers);
+    return status;
+}
+
 /* widths: [L], 0 where the layer stays `full`. */
 static enum status make_windows(const struct model *teacher, const int64_t *widths, int coefficient,
                                 struct model *out) {

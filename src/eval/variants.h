@@ -2,11 +2,14 @@
 #ifndef SQUINT_EVAL_VARIANTS_H
 #define SQUINT_EVAL_VARIANTS_H
 
+#include "eval/windows.h"
 #include "model/model.h"
 
 /* The same kinds with their initial parameters. rules: as model_student takes them. */
 enum status variant_untrained(const struct model *teacher, const struct config_attention *rules, size_t rule_count,
                               uint64_t seed, struct model *out);
+/* Starts the rows of kinds that start from data (model_calibrate) on the first CALIBRATION_TOKENS tokens of the windows. */
+enum status variant_calibrate(const struct windows *windows, struct model *student);
 /* Attention outputs zero in every layer of `student` that is not `full` (masks with one candidate whose coefficient is
  * 0). */
 enum status variant_no_attention(const struct model *teacher, const struct model *student, struct model *out);

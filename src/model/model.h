@@ -43,6 +43,12 @@ struct batch {
     const int32_t *start;   /* index in its sequence of the document's first token */
 };
 
+/* Starts the rows of kinds that start from the teacher's own attention (struct kind, calibrate) on this batch; nothing to do without
+ * one, which model_calibrates says. The same batch gives the same values on every rank. Before training. */
+enum { CALIBRATION_TOKENS = 2048 }; /* that are enough */
+bool model_calibrates(const struct model *student);
+enum status model_calibrate(struct model *student, const struct batch *batch);
+
 /* --- plans: memory of a forward (and backward) pass ---------------------------------------------------------------- */
 struct plan_options {
     int64_t batch, length;

@@ -1,9 +1,9 @@
 /* Memory of a pass: one block, measured and placed by the same code; see DESIGN "measure, then place". */
 #include "base/memory.h"
 #include "model/internal.h"
+#include "params/rotary.h"
 #include "params/values.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -231,17 +231,6 @@ void plan_close(struct plan **out) {
     *out = NULL;
 }
 
-/* Llama 3's stretching of low rotary frequencies (Grattafiori et al. 2024, "rope_scaling" of type llama3). */
-static double stretch(const struct model_config *c, double frequency) {
-    if (c->rope_factor <= 0) return frequency;
-    double wavelength = 2 * M_PI / frequency, original = (double)c->rope_original_positions;
-    double low = original / c->rope_low_factor, high = original / c->rope_high_factor;
-    if (wavelength < high) return frequency;
-    if (wavelength > low) return frequency / c->rope_factor;
-    double smooth = (original / wavelength - c->rope_low_factor) / (c->rope_high_factor - c->rope_low_factor);
-    return (1 - smooth) * frequency / c->rope_factor + smooth * frequency;
-}
-
 enum status rope_upload_frequencies(const struct model *model, struct tensor out) {
     const struct model_config *c = &model->config;
     const struct ops *ops = model->params.ops;
@@ -249,9 +238,7 @@ enum status rope_upload_frequencies(const struct model *model, struct tensor out
     int64_t count = tensor_count(out);
     double *frequencies = NULL;
     TRY(memory_new((size_t)count, sizeof *frequencies, "rotary frequencies", &frequencies));
-    for (int64_t i = 0; i < count; i++) {
-        frequencies[i] = stretch(c, pow(c->rope_theta, -2.0 * (double)i / (double)c->head_width));
-    }
+    for (int64_t i = 0; i < count; i++) frequencies[i] = rotary_frequency(c, i);
     enum status status = values_write(ops, out, frequencies);
     free(frequencies);
     return status;

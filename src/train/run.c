@@ -165,6 +165,25 @@ void run_close(struct run *run) {
     *run = (struct run){0};
 }
 
+enum status run_calibrate(struct run *run) {
+    const int64_t length = run->config->stages[0].length;
+    struct batch batch = {.batch = (CALIBRATION_TOKENS + length - 1) / length, .length = length};
+    const size_t tokens = (size_t)(batch.batch * length);
+    int32_t *numbers = NULL;
+    if (!model_calibrates(&run->student)) return STATUS_OK;
+    TRY(memory_new(3 * tokens, sizeof *numbers, "a calibration batch", &numbers));
+    batch.ids = numbers;
+    batch.targets = numbers + tokens;
+    batch.start = numbers + 2 * tokens;
+    enum status status = batches_start(&run->batches, 0, length);
+    if (status == STATUS_OK) {
+        batches_read(&run->batches, 0, batch.batch, numbers, numbers + tokens, numbers + 2 * tokens);
+        status = model_calibrate(&run->student, &batch);
+    }
+    free(numbers);
+    return status;
+}
+
 /* Every layer that is not `full` must be able to learn from weights. */
 static enum status check_weights(const struct run *run, const struct config_stage *stage) {
     for (int64_t l = 0; stage->weights && l < run->student.config.layers; l++) {

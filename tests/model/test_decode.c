@@ -193,21 +193,29 @@ static void test_decoding(void **state) {
     ops->close(ops);
 }
 
-/* nsa: what its rows of a recipe say, key and value in turn. */
+/* Kinds that choose: what their rows of a recipe say, key and value in turn. */
 static const struct {
-    const char *name;
-    const char *options[16];
+    const char *name, *kind;
+    const char *options[18];
 } sparse[] = {
-    {"nsa", {"compress", "4", "stride", "2", "block", "4", "select", "3", "window", "5"}},
-    {"nsa, three gates", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false"}},
-    {"nsa, heads choose alone", {"compress", "6", "stride", "3", "block", "3", "select", "5", "window", "1", "select_group", "1"}},
-    {"nsa, heads choose together", {"compress", "4", "stride", "4", "block", "8", "select", "3", "window", "2", "select_group", "ALL"}},
-    {"nsa without a window", {"compress", "4", "stride", "2", "block", "2", "select", "6", "window", "0"}},
-    {"nsa without a choice", {"compress", "4", "stride", "2", "block", "4", "select", "0", "window", "6"}},
-    {"nsa without a choice, three gates", {"compress", "4", "stride", "1", "block", "4", "select", "0", "window", "6", "union", "false"}},
-    {"nsa, keys and values apart", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false", "branch_kv", "separate"}},
-    {"nsa, compressed keys and values apart", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "branch_kv", "separate"}},
-    {"nsa, longer blocks than documents", {"compress", "64", "stride", "32", "block", "32", "select", "3", "window", "4"}},
+    {"nsa", "nsa", {"compress", "4", "stride", "2", "block", "4", "select", "3", "window", "5"}},
+    {"nsa, three gates", "nsa", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false"}},
+    {"nsa, heads choose alone", "nsa", {"compress", "6", "stride", "3", "block", "3", "select", "5", "window", "1", "select_group", "1"}},
+    {"nsa, heads choose together", "nsa", {"compress", "4", "stride", "4", "block", "8", "select", "3", "window", "2", "select_group", "ALL"}},
+    {"nsa without a window", "nsa", {"compress", "4", "stride", "2", "block", "2", "select", "6", "window", "0"}},
+    {"nsa without a choice", "nsa", {"compress", "4", "stride", "2", "block", "4", "select", "0", "window", "6"}},
+    {"nsa without a choice, three gates", "nsa", {"compress", "4", "stride", "1", "block", "4", "select", "0", "window", "6", "union", "false"}},
+    {"nsa, keys and values apart", "nsa", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "union", "false", "branch_kv", "separate"}},
+    {"nsa, compressed keys and values apart", "nsa", {"compress", "4", "stride", "2", "block", "4", "select", "4", "window", "3", "branch_kv", "separate"}},
+    {"nsa, longer blocks than documents", "nsa", {"compress", "64", "stride", "32", "block", "32", "select", "3", "window", "4"}},
+    {"indexer", "indexer", {"window", "3", "sinks", "2", "tokens", "4", "index_heads", "3", "index_width", "6"}},
+    {"indexer, groups choose", "indexer", {"per", "group", "window", "1", "sinks", "0", "tokens", "7", "keys", "each"}},
+    {"indexer, heads choose", "indexer", {"per", "head", "window", "2", "tokens", "5", "index_heads", "2", "index_width", "4"}},
+    {"indexer, two levels", "indexer",
+     {"window", "2", "sinks", "1", "tokens", "5", "index_width", "4", "coarse", "3", "coarse_blocks", "2"}},
+    {"indexer, heads choose in two levels", "indexer",
+     {"per", "head", "window", "1", "tokens", "3", "keys", "each", "index_heads", "2", "coarse", "4", "coarse_blocks", "1"}},
+    {"indexer as it comes", "indexer", {NULL}},
 };
 
 /* Compressors and gates that do something. */
@@ -227,15 +235,16 @@ static void stir(struct model *student) {
 
 static void check_sparse(const struct ops *ops, const struct model_config *config, size_t which, uint32_t off) {
     struct model teacher, student;
-    struct config_option options[8];
-    char *words[8], all[8];
+    struct config_option options[9];
+    char *words[9], all[8];
     size_t count = 0;
     snprintf(all, sizeof all, "%lld", (long long)config->heads);
     for (const char *const *o = sparse[which].options; o[0]; o += 2, count++) {
         words[count] = strcmp(o[1], "ALL") == 0 ? all : (char *)(uintptr_t)o[1];
         options[count] = (struct config_option){.key = (char *)(uintptr_t)o[0], .words = &words[count], .count = 1};
     }
-    struct config_attention rule = {.first = 0, .last = -1, .kind = "nsa", .options = options, .option_count = count};
+    struct config_attention rule = {.first = 0, .last = -1, .kind = (char *)(uintptr_t)sparse[which].kind,
+                                    .options = options, .option_count = count};
     float *expected = malloc(sizeof *expected * BATCH * LENGTH * VOCABULARY);
     CHECK_OK(model_new(ops, config, false, &teacher));
     CHECK_OK(model_initialise(&teacher, 5));
@@ -250,7 +259,7 @@ static void check_sparse(const struct ops *ops, const struct model_config *confi
     free(expected);
 }
 
-static void test_nsa(void **state) {
+static void test_sparse(void **state) {
     (void)state;
     const struct ops *ops = NULL;
     make_tokens();
@@ -261,6 +270,9 @@ static void test_nsa(void **state) {
     for (size_t n = 0; n < 2; n++)
         for (uint32_t off = 1; off < 8; off++)
             if (off != 7) check_sparse(ops, &configs[1], n, off);
+    for (size_t n = 0; n < sizeof sparse / sizeof *sparse; n++) /* the choice, the sinks, both */
+        for (uint32_t off = 1; off < 16 && strcmp(sparse[n].name, "indexer") == 0; off += off == 1 ? 7 : 1)
+            if ((off & 6) == 0) check_sparse(ops, &configs[1], n, off);
     ops->close(ops);
 }
 
@@ -316,6 +328,6 @@ static void test_starts_by_head(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_decoding), cmocka_unit_test(test_starts_by_head),
-                                       cmocka_unit_test(test_nsa), cmocka_unit_test(test_nsa_refusals)};
+                                       cmocka_unit_test(test_sparse), cmocka_unit_test(test_nsa_refusals)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -43,6 +43,13 @@ static const struct subject {
     {"nsa, keys and values apart", "nsa", true,
      {{"compress", {"4"}}, {"stride", {"2"}}, {"block", {"8"}}, {"select", {"4"}}, {"union", {"false"}}, {"branch_kv", {"separate"}}}},
     {"nsa as published", "nsa", true, {{"window", {"512"}}}},
+    {"indexer", "indexer", true,
+     {{"window", {"8"}}, {"sinks", {"2"}}, {"tokens", {"6"}}, {"index_heads", {"3"}}, {"index_width", {"6"}}}},
+    {"indexer, every head chooses", "indexer", true,
+     {{"per", {"head"}}, {"window", {"1"}}, {"tokens", {"9"}}, {"index_heads", {"2"}}, {"index_width", {"8"}}, {"keys", {"each"}}}},
+    {"indexer, two levels", "indexer", true,
+     {{"per", {"group"}}, {"window", {"5"}}, {"tokens", {"12"}}, {"index_width", {"4"}}, {"coarse", {"8"}}, {"coarse_blocks", {"3"}}}},
+    {"indexer as it comes", "indexer", true, {{"select_weight", {"1"}}}},
 };
 
 static struct config_attention rule_of(const struct subject *s, struct config_option options[OPTIONS_MAX]) {
