@@ -293,16 +293,19 @@ static enum status pool_with(const struct ops *ops, int fault) {
 }
 
 static enum status decode_with(const struct ops *ops, int fault) {
-    static int32_t places[3];
+    static int32_t places[4][3] = {{0, 0, 0}, {5, 0, 5}, {0, -1, 4}, {0, 2, 7}}; /* the last two: with pooled blocks */
+    const int wrong = fault > 5 ? fault - 5 : 0;
     const struct index_decode a = {.r = tensor_3d(memory[0], DTYPE_F32, 1, 4, 2),
                                    .u = f32(1, TOKENS, fault == 0 ? 3 : 2, 2),
                                    .a = tensor_2d(memory[2], DTYPE_F32, 1, fault == 1 ? 3 : 4),
-                                   .pooled = fault == 2 ? f32(1, 3, 2, 2) : tensor_none(),
-                                   .places = tensor_2d(places, DTYPE_I32, 1, fault == 3 ? 2 : 3),
+                                   .pooled = fault == 2  ? f32(1, 3, 2, 2)
+                                             : wrong > 1 ? f32(1, 3, 4, 2)
+                                                         : tensor_none(),
+                                   .places = tensor_2d(places[wrong], DTYPE_I32, 1, fault == 3 ? 2 : 3),
                                    .chosen = tensor_3d(chosen, DTYPE_I32, 1, fault == 4 ? 1 : 2, CHOOSE),
                                    .lists = 2,
                                    .window = fault == 5 ? 0 : 1,
-                                   .coarse = fault == 2 ? 3 : 0,
+                                   .coarse = fault == 2 || wrong > 1 ? 3 : 0,
                                    .coarse_blocks = 1};
     return ops->index_decode(ops, &a);
 }
@@ -366,6 +369,9 @@ static const struct {
     {decode_with, 3, "index_decode: places: expected [1,3] i32"},
     {decode_with, 4, "index_decode: chosen: expected [1,2,*] i32"},
     {decode_with, 5, "index_decode: window: expected 1 or more, found 0"},
+    {decode_with, 6, "index_decode: places[0]: expected places in caches of 10 tokens"},
+    {decode_with, 7, "index_decode: places[0]: expected places in caches of 10 tokens and 3 blocks"},
+    {decode_with, 8, "index_decode: places[0]: expected places in caches of 10 tokens and 3 blocks"},
     {attend_with, 0, "token_attention: v: expected [1,10,2,2] f32"},
     {attend_with, 1, "token_attention: o: expected [1,10,4,2] f32"},
     {attend_with, 2, "token_attention: log_sums: expected [1,4,10] f32"},
