@@ -185,8 +185,8 @@ static struct index_learn example(void) {
     return a;
 }
 
-/* Losses alone; lists that are absent are lists that hold nothing, attended and for hits; window and sinks are not
- * looked at without them. */
+/* Losses alone. Lists that are absent are lists that hold nothing; all pairs without hits do not look at lists, window
+ * and sinks. */
 static void test_optional(void **state) {
     (void)state;
     const struct ops *ops = index_open("cpu-f64", 1, NULL);
@@ -205,11 +205,16 @@ static void test_optional(void **state) {
         assert_memory_equal(kept, memory[4], sizeof kept);
         assert_true(first == second);
         assert_true(attended ? first == 1 : first > 1 && first < 1 + HEADS * TOKENS);
+        if (attended) continue;
         a.hits = tensor_none();
-        if (!attended) a.window = 0;
-        memset(memory[4], 0xff, sizeof kept);
-        CHECK_OK(ops->index_learn(ops, &a));
-        assert_memory_equal(kept, memory[4], sizeof kept);
+        a.chosen = tensor_4d(chosen, DTYPE_I32, 1, TOKENS, 2, 2);
+        for (int32_t reach = 0; reach > -200; reach -= 100) {
+            a.window = a.sinks = reach;
+            chosen[0][0][0] = TOKENS;
+            memset(memory[4], 0xff, sizeof kept);
+            CHECK_OK(ops->index_learn(ops, &a));
+            assert_memory_equal(kept, memory[4], sizeof kept);
+        }
     }
     ops->close(ops);
 }
