@@ -206,10 +206,12 @@ enum status NAME(index_learn)(const struct ops *ops, const struct index_learn *a
     TRY(check_index_learn(ops, a));
     TRY(device_document_ends("index_learn", a->start, NULL));
     const struct tensor r = a->scores.r;
+    const bool reads = a->attended || tensor_present(a->hits); /* else nobody looks at what a query reads */
     struct learn_work w = {
         .a = a,
         .shape = index_shape_of(a->scores.lists, r.shape[2], a->scores.u.shape[2], r.shape[3]),
-        .reach = token_reach_of(a->start, a->chosen, a->window, a->sinks),
+        .reach =
+            token_reach_of(a->start, reads ? a->chosen : tensor_none(), reads ? a->window : 1, reads ? a->sinks : 0),
         .from = {real_data(r), real_data(a->scores.a), r.stride[1], r.stride[2], a->scores.a.stride[1]},
         .attention = index_attention_of(a->q, a->k, a->start, a->scale),
         .gradients = tensor_present(a->d_r),
