@@ -100,7 +100,7 @@ static void draw_scores(const struct work *w, int64_t b, int64_t list, int64_t i
                         real *scores) {
     const uint64_t row = (uint64_t)((b * w->length + i) * w->shape.lists + list);
     for (int64_t j = low; j < high; j++)
-        scores[j - low] = (real)rng_uniform(w->a->seed, rng_substream(RNG_SAMPLE, row), (uint64_t)j);
+        scores[j - low] = (real)rng_uniform(w->a->seed, rng_substream(RNG_INDEX, row), (uint64_t)j);
 }
 
 /* Scores of the row block, from column `low` of tokens, or (coarse) of pooled blocks. */

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* Uses of randomness; each is its own stream, so that none disturbs another. */
-enum rng_stream { RNG_INIT = 1, RNG_ORDER, RNG_SAMPLE, RNG_CORPUS, RNG_FEATURES, RNG_TEST, RNG_SPLIT, RNG_WINDOW };
+enum rng_stream { RNG_INIT = 1, RNG_ORDER, RNG_SAMPLE, RNG_CORPUS, RNG_FEATURES, RNG_TEST, RNG_SPLIT, RNG_WINDOW, RNG_INDEX };
 
 /* Four words for counter block (stream, index) under `seed`. `stream`: a use in the low 8 bits, a sub-stream (a tensor, a
  * sequence) above. */
