@@ -6,7 +6,6 @@
 #include "model/internal.h"
 #include "params/values.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -83,10 +82,10 @@ static void take_columns(struct look *w, int64_t first, bool only_reads) {
                     const int64_t at = output_at(w, b, h, i, j - first);
                     const double weight = w->outputs[at] - w->still[at];
                     if (only_reads) {
-                        if (fabs(weight) >= WEIGHT_LEAST) w->reads[row + j] = WEIGHT_READ;
+                        if (weight != 0) w->reads[row + j] = WEIGHT_READ;
                     } else {
                         w->weights[row + j] = (float)weight;
-                        w->reads[row + j] = fabs(weight) >= WEIGHT_LEAST ? WEIGHT_READ : WEIGHT_UNREAD;
+                        w->reads[row + j] = weight != 0 ? WEIGHT_READ : WEIGHT_UNREAD;
                     }
                 }
             }

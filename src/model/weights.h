@@ -6,12 +6,9 @@
 
 #include "model/model.h"
 
-/* How query i reads token j: not at all; only as one of several tokens of a summary (the blocks that kind nsa
- * compresses); itself. */
+/* How query i reads token j: not at all (A_ij is exactly 0: no sum that makes o_i holds v_j); only as one of several
+ * tokens of a summary (the blocks that kind nsa compresses); itself. */
 enum weight_read { WEIGHT_UNREAD = 0, WEIGHT_SUMMARY, WEIGHT_READ };
-
-/* A smaller weight is none: softmax over everything leaves weights that no sum of floats would notice. */
-#define WEIGHT_LEAST 1e-9
 
 /* One layer's, host arrays, valid during the visit. */
 struct layer_weights {
