@@ -95,11 +95,16 @@ static enum status cut_text(const struct inspect_attention *o, const struct load
 static enum status encode_text(const struct inspect_attention *o, const struct loaded_model *loaded,
                                const struct tokenizer *tokenizer, struct text_tokens *t) {
     const struct model_config *model = &loaded->model->config;
-    struct input input = {.text = o->text, .length = strlen(o->text)};
+    struct input input = {0};
     bool begins = false, file = o->text[0] == '@', in = strcmp(o->text, "-") == 0;
     enum status status = STATUS_OK;
     size_t count;
-    if (file || in) TRY_GOTO(done, input_open(file ? o->text + 1 : "-", &input));
+    if (file || in) {
+        TRY_GOTO(done, input_open(file ? o->text + 1 : "-", &input));
+    } else {
+        input.text = o->text;
+        input.length = strlen(o->text);
+    }
     if (input.length == 0)
         TRY_GOTO(done, error_set(STATUS_USAGE, "inspect: --attention: %s: expected a text, found an empty one",
                                  file ? o->text + 1

@@ -14,7 +14,7 @@ extern const unsigned char attention_page_html[], attention_page_css[], attentio
 extern const size_t attention_page_html_bytes, attention_page_css_bytes, attention_page_js_bytes;
 
 /* Pairs of tokens that make a page of about ten million bytes. */
-enum { PAIRS_MOST = 6000000 };
+enum { PAIRS_MOST = 10000000 };
 
 struct page_work {
     const struct attention_page *page;

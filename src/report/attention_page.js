@@ -175,7 +175,7 @@ function showFigures() {
   const count = x => (Number.isInteger(x) ? String(x) : x.toFixed(1));
   const read = figure(own.read, i), summed = figure(own.summed, i);
   $("figures").replaceChildren();
-  addFigure(now.head < 0 ? "tokens read, mean of the heads" : "tokens read", count(read), `of ${all}`, read / all, role);
+  addFigure(now.head < 0 ? "tokens a head reads" : "tokens read", count(read), `of ${all}`, read / all, role);
   if (own.hit) {
     addFigure("teacher’s attention on them", percent(figure(own.hit, i) / 255), "", figure(own.hit, i) / 255, "teacher");
     addFigure("weights in common", percent(figure(own.common, i) / 255), "", figure(own.common, i) / 255, role);
@@ -251,7 +251,7 @@ function drawMaps() {
     for (let i = 0; i < T; i++) for (let e = plane.first[i]; e < plane.first[i + 1]; e++) {
       const at = 4 * (i * T + plane.tokens[e]), colour = plane.weights[e] < 0 ? minus : plus;
       for (let c = 0; c < 3; c++) image.data[at + c] = colour[c];
-      image.data[at + 3] = 30 + 225 * Math.sqrt(Math.abs(plane.weights[e]) / top);
+      image.data[at + 3] = 12 + 243 * Math.sqrt(Math.abs(plane.weights[e]) / top);
     }
     context.putImageData(image, 0, 0);
   });
@@ -320,6 +320,15 @@ function keyed(event, panel) {
   event.preventDefault();
 }
 
+/* Text that scrolls away under a mouse at rest chooses nothing. */
+const mouse = {x: -1, y: -1};
+function rested(event) {
+  const still = event.clientX === mouse.x && event.clientY === mouse.y;
+  mouse.x = event.clientX;
+  mouse.y = event.clientY;
+  return still;
+}
+
 /* ---- building the page ---- */
 function addPanel(panel, n) {
   const section = make("section", "panel " + panel.role), head = make("div"), title = make("h2", "", roles[panel.role]), kind = make("span"), density = make("p");
@@ -340,7 +349,7 @@ function addPanel(panel, n) {
   const tokenOf = event => (event.target.closest(".t") ? texts[n].indexOf(event.target.closest(".t")) : -1);
   text.addEventListener("mouseover", event => {
     const j = tokenOf(event);
-    if (j < 0) return;
+    if (j < 0 || rested(event)) return;
     if (!now.held) choose(j);
     else if (now.peek !== j) { now.peek = j; redraw(); }
   });
@@ -370,7 +379,7 @@ function sample(className, text, means) {
   return line;
 }
 function addMap(panel, n) {
-  const frame = make("figure"), map = make("div", "map"), canvas = make("canvas");
+  const map = make("div", "map"), canvas = make("canvas");
   canvas.id = "map" + n;
   canvas.width = canvas.height = T;
   canvas.setAttribute("role", "img");
@@ -380,8 +389,7 @@ function addMap(panel, n) {
     choose(Math.floor(T * event.offsetY / map.clientHeight));
     hold(true);
   });
-  frame.append(map, make("figcaption", "", (taught ? roles[panel.role].toLowerCase() + ": " : "") + "a row a query"));
-  $("maps").append(frame);
+  $("maps").append(map);
 }
 
 function addBars(button, n) {
@@ -455,6 +463,7 @@ function build() {
     const layer = now.layer + (event.key === "]" ? 1 : event.key === "[" ? -1 : 0);
     if (layer !== now.layer && data.layers[layer]) { now.layer = layer; showLayer(); }
   });
+  document.addEventListener("mousemove", rested);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redraw(); drawMaps(); });
   return showLayer();
 }
