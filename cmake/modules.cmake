@@ -26,7 +26,11 @@ squint_module(io src/io squint_params squint_config squint_comm squint_base dep:
 squint_module(model src/model squint_attention squint_io squint_params squint_ops)
 squint_module(eval src/eval squint_model squint_comm squint_io)
 squint_module(train src/train squint_eval squint_model squint_comm squint_io)
-squint_module(report src/report squint_eval squint_train)
+squint_module(report src/report squint_eval squint_train ZLIB::ZLIB)
+include(cmake/embed.cmake)
+foreach(part html css js)
+  squint_embed(squint_report ${CMAKE_SOURCE_DIR}/src/report/attention_page.${part} attention_page_${part})
+endforeach()
 squint_module(prep data-prep squint_io squint_comm dep::pcre2 dep::zstd ZLIB::ZLIB dep::jansson)
 squint_module(commands src/commands squint_report squint_train squint_eval squint_prep)
 

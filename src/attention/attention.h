@@ -79,6 +79,9 @@ struct kind {
     const char *summary; /* one line for help and docs */
     bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
     bool reads_x;        /* forward reads pass.x, and backward writes pass.dx (0 where no gradient flows that way) */
+    /* Row h.N.attn.KIND.(bends_values): o is linear in v while it holds 0, and only then. NULL: o always is. */
+    const char *bends_values;
+    uint32_t summaries; /* branches, bits as switch_off has them, that read a summary of several tokens in place of the tokens */
     /* Makes *settings from a recipe's options, with defaults; checks them. STATUS_USAGE names `where` (file), line, key, allowed, found.
      * Released with free(). */
     enum status (*configure)(const char *where, const struct config_attention *options, const struct model_config *model,

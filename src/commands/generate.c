@@ -5,7 +5,7 @@
 #include "base/memory.h"
 #include "commands/commands.h"
 #include "commands/with_model.h"
-#include "data-prep/tokenizer.h"
+#include "commands/with_text.h"
 #include "eval/text_stream.h"
 #include "io/shard.h"
 
@@ -31,40 +31,7 @@ static void stops_of(const struct model_config *model, int32_t stop[2]) {
     stop[1] = (int32_t)model->begin_of_text;
 }
 
-static enum status open_tokenizer(const struct generate_command *o, const struct loaded_model *loaded,
-                                  struct tokenizer **tokenizer) {
-    const char *path = o->tokenizer ? o->tokenizer : loaded->tokenizer;
-    if (!path) {
-        return error_set(STATUS_USAGE, "generate: %s: no tokenizer in it; name one with --tokenizer DIR", loaded->path);
-    }
-    TRY(tokenizer_open(path, tokenizer));
-    if (tokenizer_vocabulary(*tokenizer) > loaded->model->config.vocabulary) {
-        return error_set(STATUS_USAGE, "generate: %s: expected a vocabulary of at most the model's %lld, found %lld",
-                         path, (long long)loaded->model->config.vocabulary,
-                         (long long)tokenizer_vocabulary(*tokenizer));
-    }
-    return STATUS_OK;
-}
-
 /* --- one text ----------------------------------------------------------------------------------------------------- */
-
-/* The prompt's ids, behind the begin-of-text id where the model has one of its own or there is nothing else. */
-static enum status read_prompt(const struct generate_command *o, const struct model_config *model,
-                               const struct tokenizer *tokenizer, struct token_buffer *ids) {
-    int64_t begin = model->begin_of_text >= 0 ? model->begin_of_text : tokenizer_begin_of_text(tokenizer);
-    bool own = begin >= 0 && begin != model->end_of_text;
-    if (own || o->prompt[0] == '\0') {
-        if (begin < 0) begin = tokenizer_end_of_text(tokenizer);
-        if (begin < 0) {
-            return error_set(STATUS_USAGE,
-                             "generate: --prompt: expected a text, found an empty one and no begin-of-text id");
-        }
-        TRY(memory_grow(&ids->ids, 1, sizeof *ids->ids, "prompt"));
-        ids->capacity = ids->count = 1;
-        ids->ids[0] = (uint32_t)begin;
-    }
-    return tokenizer_encode(tokenizer, o->prompt, strlen(o->prompt), false, ids);
-}
 
 static enum status emit_text(void *context, int32_t id) {
     return text_stream_add(context, (uint32_t)id);
@@ -87,11 +54,13 @@ static enum status generate_one(const struct generate_command *o, const struct l
     struct token_buffer prompt = {0};
     struct text_stream stream = {0};
     struct generate_health health;
+    bool begins;
     struct generate_options options = {.sampler = sampler_of(o), .tokens = o->tokens, .parallel = o->parallel};
     stops_of(&loaded->model->config, options.stop);
     enum status status;
-    TRY_GOTO(done, open_tokenizer(o, loaded, &tokenizer));
-    TRY_GOTO(done, read_prompt(o, &loaded->model->config, tokenizer, &prompt));
+    TRY_GOTO(done, with_text_tokenizer("generate", o->tokenizer, loaded, &tokenizer));
+    TRY_GOTO(done, with_text_encode("generate", "prompt", &loaded->model->config, tokenizer, o->prompt,
+                                    strlen(o->prompt), &prompt, &begins));
     stream = (struct text_stream){.decode = decode_ids, .decode_context = tokenizer, .write = write_text};
     for (size_t i = 0; i < prompt.count; i++) TRY_GOTO(done, text_stream_add(&stream, prompt.ids[i]));
     double started = time_now_s();
@@ -143,7 +112,7 @@ static enum status shard_info_of(const struct generate_command *o, const struct 
     info->source_hash = hash_combine(hash_bytes(loaded->identity, strlen(loaded->identity)),
                                      hash_bytes(info->source, strlen(info->source)));
     if (!o->tokenizer && !loaded->tokenizer) return STATUS_OK;
-    enum status status = open_tokenizer(o, loaded, &tokenizer);
+    enum status status = with_text_tokenizer("generate", o->tokenizer, loaded, &tokenizer);
     if (status == STATUS_OK) {
         snprintf(info->tokenizer_name, sizeof info->tokenizer_name, "%s", tokenizer_name(tokenizer));
         info->tokenizer_hash = tokenizer_hash(tokenizer);

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "comm/comm.h"
 #include "commands/commands.h"
+#include "commands/inspect_attention.h"
 #include "io/checkpoint.h"
 #include "io/h5.h"
 #include "io/huggingface.h"
@@ -338,40 +339,62 @@ static void print_facts(const json_t *facts) {
     }
 }
 
-static enum status run(int argc, char **argv) {
-    bool verify = false, json = false;
-    struct option_list words = {0};
-    const struct option options[] = {{"verify", OPTION_FLAG, &verify, 0, 0}, {"json", OPTION_FLAG, &json, 0, 0}};
-    enum status status = options_read(argc, argv, options, 2, &words, NULL);
-    if (status == STATUS_OK && words.count != 1) {
-        status =
-            error_set(STATUS_USAGE, "inspect: expected one path, found %zu; see squint inspect --help", words.count);
-    }
+static enum status inspect_path(const char *path, bool verify, bool json) {
     json_t *facts = json_object();
-    if (status == STATUS_OK) {
-        status = inspect(words.values[0], verify, facts);
-        /* What was found is shown also when it is damaged. */
-        if (verify && json_object_get(facts, "kind")) {
-            json_object_set_new(facts, "verified", json_boolean(status == STATUS_OK));
-        }
-        if (json) {
-            if (status == STATUS_DAMAGED) put_text(facts, "fault", error_message());
-            char *text = json_dumps(facts, JSON_REAL_PRECISION(17));
-            printf("%s\n", text ? text : "{}");
-            free(text);
-        } else if (json_object_get(facts, "kind")) {
-            print_facts(facts);
-        }
+    enum status status = inspect(path, verify, facts);
+    /* What was found is shown also when it is damaged. */
+    if (verify && json_object_get(facts, "kind")) {
+        json_object_set_new(facts, "verified", json_boolean(status == STATUS_OK));
+    }
+    if (json) {
+        if (status == STATUS_DAMAGED) put_text(facts, "fault", error_message());
+        char *text = json_dumps(facts, JSON_REAL_PRECISION(17));
+        printf("%s\n", text ? text : "{}");
+        free(text);
+    } else if (json_object_get(facts, "kind")) {
+        print_facts(facts);
     }
     json_decref(facts);
+    return status;
+}
+
+static enum status run(int argc, char **argv) {
+    bool verify = false;
+    struct option_list words = {0};
+    struct inspect_attention page = {0};
+    const struct option options[] = {{"verify", OPTION_FLAG, &verify, 0, 0},
+                                     {"json", OPTION_FLAG, &page.json, 0, 0},
+                                     {"attention", OPTION_TEXT, &page.text, 0, 0},
+                                     INSPECT_ATTENTION_ROWS(page)};
+    enum status status = options_read(argc, argv, options, sizeof options / sizeof *options, &words, NULL);
+    if (status != STATUS_OK) {
+        goto done;
+    } else if (!page.text && (page.out || page.model.model || page.layers.count > 0)) {
+        status = error_set(STATUS_USAGE, "inspect: --%s: expected --attention TEXT beside it, found none",
+                           page.out           ? "out"
+                           : page.model.model ? "model"
+                                              : "layers");
+    } else if (page.text && (words.count > 0 || verify)) {
+        status =
+            error_set(STATUS_USAGE, "inspect: --attention: expected neither a path nor --verify beside it, found %s",
+                      verify ? "--verify" : words.values[0]);
+    } else if (!page.text && words.count != 1) {
+        status =
+            error_set(STATUS_USAGE, "inspect: expected one path, found %zu; see squint inspect --help", words.count);
+    } else {
+        status = page.text ? inspect_attention_run(&page) : inspect_path(words.values[0], verify, page.json);
+    }
+done:
+    options_free(&page.layers);
     options_free(&words);
     return status;
 }
 
 const struct command command_inspect = {
     .name = "inspect",
-    .summary = "what a shard, checkpoint, run directory or model is; verifies it",
+    .summary = "what a shard, checkpoint, run directory or model is; verifies it; a page of what a model reads",
     .help = "usage: squint inspect PATH [--verify] [--json]\n"
+            "       squint inspect --attention TEXT --model MODEL --out FILE.html [options]\n"
             "\n"
             "PATH is a token shard, a checkpoint (step-...), a run directory, a safetensors file, or a Hugging Face\n"
             "directory.\n"
@@ -380,6 +403,20 @@ const struct command command_inspect = {
             "            exit code 3 when something is damaged\n"
             "  --json    everything that was found as one line of JSON\n"
             "\n"
-            "example: squint inspect runs/gpt2-nsa --verify\n",
+            "With --attention: one HTML file, to be opened in a browser, on which one sees which earlier tokens of "
+            "TEXT every\n"
+            "layer and head reads, and with what weight, beside the teacher's where there is one.\n"
+            "\n"
+            "  --attention TEXT     a text; @FILE: a file's; -: standard input's\n"
+            "  --out FILE.html      the page; what has that name is replaced\n"
+            "  --teacher DIR        a Hugging Face directory in place of the recorded teacher, or beside a MODEL "
+            "without one\n"
+            "  --layers RANGE...    all (default), 3, 3-5, 3- (to the last)\n"
+            "  --length N           tokens of the text at most, up to 4096 (512, or the model's positions if fewer)\n"
+            "  --tokenizer DIR      where MODEL has none of its own\n" MODEL_OPTION_HELP "\n"
+            "example: squint inspect runs/gpt2-nsa --verify\n"
+            "         squint inspect --attention \"Once upon a time there was a girl named Lily.\" --model "
+            "runs/stories-nsa --out "
+            "lily.html\n",
     .run = run,
 };

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "commands/commands.h"
+#include "commands/input.h"
 #include "data-prep/bpe_train.h"
 
 #include <errno.h>
@@ -11,7 +12,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char help[] =
     "usage: squint tokenizer train --vocab N --out DIR INPUT... [--min-count 2]\n"
@@ -29,41 +29,6 @@ static const char help[] =
     "  --count          encode: print how many ids instead, as JSON, with bytes and seconds\n\n"
     "example: squint tokenizer train --vocab 8000 --out my-bpe corpus/*.txt.zst\n"
     "         echo \"Hello world\" | squint tokenizer encode --tokenizer my-bpe\n";
-
-struct input { /* a file's map, or standard input in memory */
-    struct file_map map;
-    char *read;
-    const char *text;
-    size_t length;
-};
-
-static enum status input_open(const char *path, struct input *input) {
-    if (path && strcmp(path, "-") != 0) {
-        TRY(file_map_open(path, &input->map));
-        input->text = input->map.data;
-        input->length = input->map.bytes;
-        return STATUS_OK;
-    }
-    size_t room = 0;
-    for (;;) {
-        if (room - input->length < 65536) {
-            room = 2 * room + 131072;
-            TRY(memory_grow(&input->read, room, 1, "standard input"));
-        }
-        ssize_t count = read(STDIN_FILENO, input->read + input->length, room - input->length);
-        if (count < 0 && errno == EINTR) continue;
-        if (count < 0) return error_set(STATUS_IO, "standard input: reading: %s", strerror(errno));
-        if (count == 0) break;
-        input->length += (size_t)count;
-    }
-    input->text = input->read;
-    return STATUS_OK;
-}
-
-static void input_close(struct input *input) {
-    file_map_close(&input->map);
-    free(input->read);
-}
 
 static enum status flush_output(void) {
     if (fflush(stdout) == 0 && !ferror(stdout)) return STATUS_OK;

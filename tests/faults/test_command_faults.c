@@ -110,6 +110,8 @@ static const struct row {
     {"inspect model", NULL, "inspect lm/model --verify --json", NULL, NULL},
     {"inspect shard", NULL, "inspect c-train-00000.h5 --verify", NULL, NULL},
     {"inspect tensors", NULL, "inspect lm/model/model.safetensors --verify", NULL, NULL},
+    {"inspect attention", NULL, "inspect --attention @c.txt --length 9 --model kl --out new/a.html", NULL,
+     "inspect --attention The --model kl --out new/a.html"},
     {"prep", NULL, "prep --tokenizer tok --out new/p --valid 0.3 --shard-tokens 4000 c.jsonl", "new/p-train-00000.h5",
      "prep --tokenizer tok --out new/p --valid 0.3 --shard-tokens 4000 c.jsonl"},
     {"prep again", "prep --tokenizer tok --out new/p --valid 0.3 c.jsonl",
