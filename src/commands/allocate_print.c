@@ -55,10 +55,12 @@ static void print_bars(FILE *stream, const struct allocation *a) {
     }
 }
 
-static void print_figures(FILE *stream, const char *name, const struct allocate_figures *f) {
+/* note: what stands at the line's end. */
+static void print_figures(FILE *stream, const char *name, const struct allocate_figures *f, const char *note) {
     fprintf(stream, "%-16s %8.4f %10.5f", name, f->density, f->kl);
     if (isfinite(f->check_kl)) fprintf(stream, " %10.5f", f->check_kl);
     if (isfinite(f->check_kl) && isfinite(f->check_error)) fprintf(stream, " ±%-8.2g", f->check_error);
+    fprintf(stream, "  %s\n", note);
 }
 
 /* The uniform students within the budget, best first. */
@@ -79,8 +81,8 @@ static void print_uniforms(FILE *stream, const struct allocate_results *r) {
             if (!b || loss < (by_density ? b->kl : b->density)) best = (int64_t)u;
         }
         if (best < 0) return;
-        print_figures(stream, shown == 0 ? "best uniform" : "uniform", &a->uniforms[best].figures);
-        fprintf(stream, "  %s\n", a->uniforms[best].text);
+        print_figures(stream, shown == 0 ? "best uniform" : "uniform", &a->uniforms[best].figures,
+                      a->uniforms[best].text);
         last = best;
     }
 }
@@ -95,8 +97,8 @@ enum status allocate_print(FILE *stream, const struct allocate_results *r) {
     TRY(print_layers(stream, r));
     print_bars(stream, a);
     fprintf(stream, "\n%-16s %8s %10s %10s\n", "whole model", "density", "KL", a->check_windows > 0 ? "KL apart" : "");
-    print_figures(stream, "allocation", &a->figures);
-    fprintf(stream, "\n%-16s %8s %10.5f\n", "  layers added", "", a->predicted_kl);
+    print_figures(stream, "allocation", &a->figures, "as above");
+    fprintf(stream, "%-16s %8s %10.5f\n", "  layers added", "", a->predicted_kl);
     if (a->best_uniform < 0) fprintf(stream, "best uniform     none is within the budget\n");
     print_uniforms(stream, r);
     return STATUS_OK;

@@ -17,9 +17,9 @@ static const struct {
 } ladder[] = {
     {"masks:candidates=window(%)", 2, 0, 1},
     {"masks:candidates=window(%)+sinks(4):start=0.9+0.1", 8, 2, 4},
-    {"nsa:compress=%:stride=%:block=%:select=4:window=%:select_group=1", 4, 4, 16},
-    {"nsa:compress=%:stride=%:block=%:select=8:window=%:select_group=1", 4, 4, 16},
-    {"nsa:compress=%:stride=%:block=%:select=16:window=%:select_group=1", 4, 4, 16},
+    {"nsa:compress=%:stride=%:block=%:select=4:window=%:select_group=1", 4, 4, 4},
+    {"nsa:compress=%:stride=%:block=%:select=8:window=%:select_group=1", 4, 4, 4},
+    {"nsa:compress=%:stride=%:block=%:select=16:window=%:select_group=1", 4, 4, 4},
 };
 
 static int64_t next_size(int64_t size, int64_t step) {
