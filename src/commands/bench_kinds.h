@@ -4,7 +4,7 @@
 
 #include "config/config.h"
 
-enum { BENCH_KINDS_MAX = 16 };
+enum { BENCH_KINDS_MAX = 128 };
 
 struct bench_kinds {
     struct config_attention rules[BENCH_KINDS_MAX];

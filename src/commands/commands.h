@@ -8,6 +8,7 @@ extern const struct command command_corpus;
 extern const struct command command_plan;
 extern const struct command command_prep;
 extern const struct command command_tokenizer;
+extern const struct command command_allocate;
 extern const struct command command_bench;
 extern const struct command command_eval;
 extern const struct command command_export;

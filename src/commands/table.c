@@ -12,6 +12,7 @@ const struct command *const command_table[] = {
     &command_generate,
     &command_logits,
     &command_inspect,
+    &command_allocate,
     &command_export,
     &command_bench,
     NULL,

@@ -7,6 +7,7 @@
 #include "config/model_config.h"
 
 #include <stddef.h>
+#include <stdio.h>
 
 enum objective { OBJECTIVE_LM = 0, OBJECTIVE_ATTENTION, OBJECTIVE_KL };
 enum precision { PRECISION_FP32 = 0, PRECISION_BF16 };
@@ -95,6 +96,8 @@ enum status config_parse(const char *path, const char *text, size_t length, cons
                          size_t override_count, struct config *config);
 /* Writes config->text anew, after a field was changed. */
 enum status config_write_text(struct config *config);
+/* A text as one word of YAML, in quotes where it needs them. */
+void config_write_word(FILE *out, const char *word);
 /* *text = a Markdown table of every key: allowed values, default, meaning. Release with free(). */
 enum status config_reference(char **text);
 void config_free(struct config *config); /* NULL-safe, twice-safe */

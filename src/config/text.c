@@ -11,7 +11,7 @@ static bool is_plain(const char *word) {
     return word[0] != '\0' && word[strspn(word, letters)] == '\0' && strchr("-./+(", word[0]) == NULL;
 }
 
-static void write_word(FILE *out, const char *word) {
+void config_write_word(FILE *out, const char *word) {
     if (is_plain(word)) {
         fputs(word, out);
         return;
@@ -48,7 +48,7 @@ static void write_words(FILE *out, char *const *words, size_t count, bool list) 
     if (list) fputc('[', out);
     for (size_t i = 0; i < count; i++) {
         if (i) fputs(", ", out);
-        write_word(out, words[i]);
+        config_write_word(out, words[i]);
     }
     if (list) fputc(']', out);
 }
@@ -65,7 +65,7 @@ static void write_value(FILE *out, const struct config_key *key, void *base) {
     int index = 0;
     switch (key->type) {
     case KEY_TEXT:
-        write_word(out, *(char **)place);
+        config_write_word(out, *(char **)place);
         break;
     case KEY_TEXTS:
         write_words(out, *(char ***)place, *(size_t *)(void *)((char *)base + key->count_offset), true);
@@ -121,11 +121,11 @@ static void write_rules(FILE *out, const struct config *config) {
             fprintf(out, "%lld-%lld", (long long)rule->first, (long long)rule->last);
         }
         fputs(", kind: ", out);
-        write_word(out, rule->kind);
+        config_write_word(out, rule->kind);
         for (size_t o = 0; o < rule->option_count; o++) {
             const struct config_option *option = &rule->options[o];
             fputs(", ", out);
-            write_word(out, option->key);
+            config_write_word(out, option->key);
             fputs(": ", out);
             write_words(out, option->words, option->count, option->count > 1);
         }
