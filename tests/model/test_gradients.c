@@ -75,6 +75,7 @@ static void make_batch(struct setup *s, const struct row *row) {
 static char *mixture_words[] = {"full", "window(3)", "sinks(1)", "dilated(2,2)"}, *mixture_start[] = {"0.7", "0.4", "-0.3", "0"};
 static char *hedgehog[] = {"hedgehog"}, *exponential[] = {"exp"}, *relu_se[] = {"relu-se"}, *two[] = {"2"}, *zero[] = {"0"};
 static char *eight[] = {"8"}, *half[] = {"0.5"}, *one[] = {"1"}, *four[] = {"4"}, *no[] = {"false"}, *separate[] = {"separate"};
+static char *by_head[] = {"head"}, *each[] = {"each"};
 static struct student {
     const char *name, *kind;
     struct config_option options[7];
@@ -106,6 +107,12 @@ static struct student {
       {.key = "block", .words = two, .count = 1}, {.key = "select", .words = zero, .count = 1},
       {.key = "window", .words = two, .count = 1}, {.key = "union", .words = no, .count = 1},
       {.key = "branch_kv", .words = separate, .count = 1}}, 7, 0.3},
+    {"indexer", "indexer", {{.key = "window", .words = two, .count = 1}, {.key = "sinks", .words = one, .count = 1},
+                            {.key = "tokens", .words = two, .count = 1}, {.key = "index_width", .words = four, .count = 1}}, 4, 0.3},
+    {"indexer, heads choose in two levels", "indexer",
+     {{.key = "per", .words = by_head, .count = 1}, {.key = "window", .words = one, .count = 1}, {.key = "tokens", .words = two, .count = 1},
+      {.key = "keys", .words = each, .count = 1}, {.key = "index_width", .words = two, .count = 1},
+      {.key = "coarse", .words = two, .count = 1}, {.key = "coarse_blocks", .words = one, .count = 1}}, 7, 0.3},
 };
 enum { STUDENTS = sizeof students / sizeof *students };
 
