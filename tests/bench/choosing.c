@@ -3,6 +3,8 @@
  *   build/release/tests/choosing [--lengths 16384,65536] [--repeats 7] [--threads 1] [--isa avx2]
  *       [--heads 12] [--groups 12] [--width 64] [--compress 32] [--stride 16] [--block 64] [--select 16]
  *       [--select-group 1] */
+#include "bench/parts.h"
+
 #include "base/memory.h"
 #include "kernels/ops.h"
 
@@ -10,13 +12,11 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
-enum { LENGTHS_MAX = 16, TENSORS = 19 };
+enum { TENSORS = 19 };
 
 struct options {
-    int64_t lengths[LENGTHS_MAX];
-    int length_count;
+    struct lengths lengths;
     long repeats, threads, heads, groups, width, compress, stride, block, select, select_group;
     const char *isa;
 };
@@ -33,22 +33,6 @@ struct bench {
 };
 
 enum { ATTENTION, CHOICE, COMPRESSION, KINDS };
-
-static double processor_seconds(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static int compare(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *values, long count) {
-    qsort(values, (size_t)count, sizeof *values, compare);
-    return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
-}
 
 /* std 0: cleared. */
 static enum status take(struct bench *x, struct tensor t, double std, struct tensor *out) {
@@ -139,23 +123,6 @@ static enum status bench_length(const struct options *o, int64_t length) {
     return status;
 }
 
-static bool read_number(const char *text, char **end, long *number) {
-    *number = strtol(text, end, 10);
-    return *end != text && *number > 0;
-}
-
-static bool read_lengths(const char *text, struct options *o) {
-    char *end = NULL;
-    long length;
-    o->length_count = 0;
-    do {
-        if (o->length_count == LENGTHS_MAX || !read_number(text, &end, &length)) return false;
-        o->lengths[o->length_count++] = length;
-        text = end + 1;
-    } while (*end == ',');
-    return *end == 0;
-}
-
 static bool read_options(int count, char **words, struct options *o) {
     static const struct option names[] = {
         {"lengths", 1, NULL, 'l'}, {"isa", 1, NULL, 'i'},  {"repeats", 1, NULL, 0}, {"threads", 1, NULL, 1},
@@ -169,7 +136,7 @@ static bool read_options(int count, char **words, struct options *o) {
         char *end;
         if (name == 'i')
             o->isa = optarg;
-        else if (name == 'l' ? !read_lengths(optarg, o)
+        else if (name == 'l' ? !read_lengths(optarg, &o->lengths)
                              : name == '?' || !read_number(optarg, &end, numbers[name]) || *end)
             return false;
     }
@@ -177,8 +144,7 @@ static bool read_options(int count, char **words, struct options *o) {
 }
 
 int main(int count, char **words) {
-    struct options o = {.lengths = {16384, 65536},
-                        .length_count = 2,
+    struct options o = {.lengths = {{16384, 65536}, 2},
                         .repeats = 7,
                         .threads = 1,
                         .heads = 12,
@@ -193,8 +159,8 @@ int main(int count, char **words) {
         fprintf(stderr, "choosing: options as in the head of tests/bench/choosing.c, each a number above 0\n");
         return 2;
     }
-    for (int n = 0; n < o.length_count; n++)
-        if (bench_length(&o, o.lengths[n]) != STATUS_OK) {
+    for (int n = 0; n < o.lengths.count; n++)
+        if (bench_length(&o, o.lengths.values[n]) != STATUS_OK) {
             fprintf(stderr, "choosing: %s\n", error_message());
             return 1;
         }
