@@ -44,7 +44,7 @@ struct evaluation {
     double *sums;                                   /* [windows, count, SUMS] */
 };
 
-static enum status check_fit(const struct model *model, const char *name, const struct windows *windows) {
+enum status evaluate_check_fit(const struct model *model, const char *name, const struct windows *windows) {
     int64_t vocabulary = windows_vocabulary(windows);
     if (vocabulary > model->config.vocabulary) {
         return error_set(STATUS_USAGE,
@@ -59,12 +59,12 @@ static enum status open_models(struct evaluation *e) {
     struct plan_options plan = {.batch = e->batch, .length = e->length};
     struct head_options head = {.rows = e->batch * e->length, .statistics = true};
     if (e->teacher) {
-        TRY(check_fit(e->teacher, "teacher", e->windows));
+        TRY(evaluate_check_fit(e->teacher, "teacher", e->windows));
         TRY(plan_open(e->teacher, &plan, &e->teacher_plan));
     }
     for (size_t m = 0; m < e->count; m++) {
         const struct model *model = e->rows[m].model;
-        TRY(check_fit(model, e->rows[m].name, e->windows));
+        TRY(evaluate_check_fit(model, e->rows[m].name, e->windows));
         e->models[m].has_teacher = e->teacher && e->teacher != model;
         TRY(head_open(e->models[m].has_teacher ? e->teacher : NULL, model, &head, &e->models[m].head));
         if (model != e->teacher) TRY(plan_open(model, &plan, &e->models[m].plan));

@@ -43,6 +43,8 @@ struct evaluate_figures {
     struct evaluate_position positions[EVALUATE_POSITIONS];
 };
 
+/* STATUS_USAGE, naming the model `name`, when the shards' ids do not fit its vocabulary. */
+enum status evaluate_check_fit(const struct model *model, const char *name, const struct windows *windows);
 /* figures: [count]. teacher may be NULL. Every rank calls it and gets the same figures. STATUS_USAGE when the shards'
  * ids do not fit a model's vocabulary, or T its positions. */
 enum status evaluate_run(const struct model *teacher, const struct evaluate_row *rows, size_t count,

@@ -2,6 +2,7 @@
 #include "eval/variants.h"
 
 #include "base/memory.h"
+#include "eval/evaluate.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -57,6 +58,7 @@ enum status variant_calibrate(const struct windows *windows, struct model *stude
     const size_t tokens = (size_t)(batch.batch * length);
     int32_t *numbers = NULL;
     if (!model_calibrates(student)) return STATUS_OK;
+    TRY(evaluate_check_fit(student->teacher, "teacher", windows));
     TRY(memory_new(3 * tokens, sizeof *numbers, "a calibration batch", &numbers));
     batch.ids = numbers;
     batch.targets = numbers + tokens;
