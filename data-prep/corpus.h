@@ -20,8 +20,17 @@ struct corpus_document {
     size_t recall_count;
 };
 
-/* Makes document `index` (about 600 to 8,000 bytes). Release with corpus_document_free. */
-enum status corpus_document_make(uint64_t seed, int64_t index, struct corpus_document *document);
+/* What stories are like; 0 stands for the default. */
+struct corpus_shape {
+    int64_t shortest, longest; /* bytes that a story is meant to have; it misses them by a few hundred; 550; 7,000 */
+    int64_t facts;             /* things to remember, at most CORPUS_FACTS_MAX; 2 and one for 1,000 bytes, at most 8 */
+};
+enum { CORPUS_FACTS_MAX = 24 };
+
+/* Makes document `index`, whose length lies evenly on a logarithmic scale between the two `lengths` (NULL: 550 to
+ * 7,000). Release with corpus_document_free. STATUS_USAGE when the shortest is longer than the longest. */
+enum status corpus_document_make(uint64_t seed, int64_t index, const struct corpus_shape *shape,
+                                 struct corpus_document *document);
 void corpus_document_free(struct corpus_document *document); /* NULL-safe, twice-safe */
 
 struct corpus_options {
@@ -29,6 +38,7 @@ struct corpus_options {
     int64_t first;     /* index of the first document */
     int64_t documents; /* so many; 0: until `bytes` of text are reached */
     int64_t bytes;
+    struct corpus_shape shape;
 };
 
 struct corpus_summary {

@@ -17,6 +17,9 @@ static enum status run(int argc, char **argv) {
         {"documents", OPTION_INTEGER, &options.documents, 1, 1e12},
         {"seed", OPTION_INTEGER, &seed, 0, 9e15},
         {"first", OPTION_INTEGER, &options.first, 0, 1e12},
+        {"shortest", OPTION_INTEGER, &options.shape.shortest, 100, 1e9},
+        {"longest", OPTION_INTEGER, &options.shape.longest, 100, 1e9},
+        {"facts", OPTION_INTEGER, &options.shape.facts, 1, CORPUS_FACTS_MAX},
     };
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     if (!out)
@@ -48,6 +51,9 @@ const struct command command_corpus = {
             "  --documents N     how many documents, instead\n"
             "  --seed N          another corpus (1)\n"
             "  --first N         index of the first document (0); a range that was not trained on is a fair test\n"
+            "  --shortest BYTES  how long the shortest story is meant to be (550)\n"
+            "  --longest BYTES   and the longest (7000); what a long story asks for at its end lies as far back as it "
+            "is long\n"
             "\n"
             "example: squint corpus --out corpus.jsonl --megabytes 4 && squint prep --tokenizer tok --out data/corpus "
             "corpus.jsonl\n",

@@ -17,7 +17,7 @@ static void test_recalls(void **state) {
     int64_t far = 0, count = 0;
     for (int64_t index = 0; index < DOCUMENTS; index++) {
         struct corpus_document document;
-        CHECK_OK(corpus_document_make(7, index, &document));
+        CHECK_OK(corpus_document_make(7, index, NULL, &document));
         assert_int_equal(strlen(document.text), document.length);
         assert_true(document.recall_count > 0);
         int64_t last = 0;
@@ -49,7 +49,7 @@ static void test_lengths(void **state) {
     size_t shortest = SIZE_MAX, longest = 0, total = 0;
     for (int64_t index = 0; index < DOCUMENTS; index++) {
         struct corpus_document document;
-        CHECK_OK(corpus_document_make(1, index, &document));
+        CHECK_OK(corpus_document_make(1, index, NULL, &document));
         if (document.length < shortest) shortest = document.length;
         if (document.length > longest) longest = document.length;
         total += document.length;
@@ -63,10 +63,10 @@ static void test_lengths(void **state) {
 static void test_same(void **state) {
     (void)state;
     struct corpus_document a, b, c, d;
-    CHECK_OK(corpus_document_make(1, 123456789012, &a));
-    CHECK_OK(corpus_document_make(1, 123456789012, &b));
-    CHECK_OK(corpus_document_make(2, 123456789012, &c));
-    CHECK_OK(corpus_document_make(1, 123456789013, &d));
+    CHECK_OK(corpus_document_make(1, 123456789012, NULL, &a));
+    CHECK_OK(corpus_document_make(1, 123456789012, NULL, &b));
+    CHECK_OK(corpus_document_make(2, 123456789012, NULL, &c));
+    CHECK_OK(corpus_document_make(1, 123456789013, NULL, &d));
     assert_string_equal(a.text, b.text);
     assert_memory_equal(a.recalls, b.recalls, a.recall_count * sizeof *a.recalls);
     assert_string_not_equal(a.text, c.text);
@@ -91,7 +91,7 @@ static void test_write(void **state) {
     for (int64_t i = 0; i < 20; i++) {
         struct corpus_document document;
         bool more = false;
-        CHECK_OK(corpus_document_make(5, 10 + i, &document));
+        CHECK_OK(corpus_document_make(5, 10 + i, NULL, &document));
         CHECK_OK(reader_next(reader, &piece, &more));
         assert_true(more);
         assert_string_equal(piece.text, document.text);
