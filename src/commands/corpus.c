@@ -38,24 +38,26 @@ static enum status run(int argc, char **argv) {
 const struct command command_corpus = {
     .name = "corpus",
     .summary = "a sample corpus of simple stories",
-    .help = "usage: squint corpus --out FILE.jsonl [options]\n"
-            "\n"
-            "Writes made-up stories as JSON lines, for trying squint without a download. People, things and places are "
-            "introduced\n"
-            "early and asked for late: \"recall\" of every line has the answers' places, in bytes of \"text\", and how "
-            "far back the\n"
-            "story gave them away. Document i depends on seed and i alone.\n"
-            "\n"
-            "  --out FILE.jsonl  where to write; \"-\": standard output\n"
-            "  --megabytes N     how much text (8)\n"
-            "  --documents N     how many documents, instead\n"
-            "  --seed N          another corpus (1)\n"
-            "  --first N         index of the first document (0); a range that was not trained on is a fair test\n"
-            "  --shortest BYTES  how long the shortest story is meant to be (550)\n"
-            "  --longest BYTES   and the longest (7000); what a long story asks for at its end lies as far back as it "
-            "is long\n"
-            "\n"
-            "example: squint corpus --out corpus.jsonl --megabytes 4 && squint prep --tokenizer tok --out data/corpus "
-            "corpus.jsonl\n",
+    .help =
+        "usage: squint corpus --out FILE.jsonl [options]\n"
+        "\n"
+        "Writes made-up stories as JSON lines, for trying squint without a download. People, things and places are "
+        "introduced\n"
+        "early and asked for late: \"recall\" of every line has the answers' places, in bytes of \"text\", and how "
+        "far back the\n"
+        "story gave them away. Document i depends on seed and i alone.\n"
+        "\n"
+        "  --out FILE.jsonl  where to write; \"-\": standard output\n"
+        "  --megabytes N     how much text (8)\n"
+        "  --documents N     how many documents, instead\n"
+        "  --seed N          another corpus (1)\n"
+        "  --first N         index of the first document (0); a range that was not trained on is a fair test\n"
+        "  --shortest BYTES  how long the shortest story is meant to be (550)\n"
+        "  --longest BYTES   and the longest (7000); what a long story asks for at its end lies as far back as it "
+        "is long\n"
+        "  --facts N         things to remember in a story, at most 24 (2 and one for every 1000 bytes, at most 8)\n"
+        "\n"
+        "example: squint corpus --out corpus.jsonl --megabytes 4 && squint prep --tokenizer tok --out data/corpus "
+        "corpus.jsonl\n",
     .run = run,
 };
