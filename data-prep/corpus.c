@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_FACTS = 8, /* by themselves */ MOST_SCENE_WORDS = 4, SHORTEST = 550, LONGEST = 7000 };
+enum { USUAL_FACTS = 8, MOST_SCENE_WORDS = 4, SHORTEST = 550, LONGEST = 7000 };
 
 struct fact { /* one of the story's facts */
     const struct corpus_fact *kind;
@@ -262,7 +262,7 @@ static enum status tell_story(struct story *story, size_t target, size_t facts) 
     invent_people(story);
     story->topic = draw(story, corpus_scene_count);
     story->topic_step = 1 + draw(story, corpus_scene_count - 1);
-    if (facts == 0) facts = 2 + target / 1000 < MOST_FACTS ? 2 + target / 1000 : MOST_FACTS;
+    if (facts == 0) facts = 2 + target / 1000 < USUAL_FACTS ? 2 + target / 1000 : USUAL_FACTS;
     invent_facts(story, facts);
     TRY(tell(story, draw_from(story, corpus_openings)));
     for (size_t i = 0; i < story->fact_count; i++) {
@@ -291,12 +291,12 @@ enum status corpus_document_make(uint64_t seed, int64_t index, const struct corp
     struct story story = {.seed = seed, .stream = rng_substream(RNG_CORPUS, (uint64_t)index), .document = document};
     *document = (struct corpus_document){0};
     if (shortest > longest) {
-        return error_set(STATUS_USAGE, "the stories' shortest length: expected at most the longest, %.0f, found %.0f",
-                         longest, shortest);
+        return error_set(STATUS_USAGE, "corpus: shortest: expected at most the longest, %.0f, found %.0f", longest,
+                         shortest);
     }
     size_t facts = shape && shape->facts > 0 ? (size_t)shape->facts : 0;
     if (facts > CORPUS_FACTS_MAX) {
-        return error_set(STATUS_USAGE, "facts of a story: expected at most %d, found %zu", CORPUS_FACTS_MAX, facts);
+        return error_set(STATUS_USAGE, "corpus: facts: expected at most %d, found %zu", CORPUS_FACTS_MAX, facts);
     }
     double share = rng_uniform(seed, story.stream, story.drawn++);
     enum status status = tell_story(&story, (size_t)(shortest * pow(longest / shortest, share)), facts);

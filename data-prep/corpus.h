@@ -1,5 +1,6 @@
 /* The sample corpus: simple English stories that introduce people, things and places early and ask for them late, so
- * that a model must look far back to be right. Document i is a function of (seed, i) alone. The text is ASCII. */
+ * that a model must look far back to be right. Document i is a function of (seed, i, shape) alone. The text is ASCII.
+ */
 #ifndef SQUINT_DATA_PREP_CORPUS_H
 #define SQUINT_DATA_PREP_CORPUS_H
 
@@ -27,8 +28,9 @@ struct corpus_shape {
 };
 enum { CORPUS_FACTS_MAX = 24 };
 
-/* Makes document `index`, whose length lies evenly on a logarithmic scale between the two `lengths` (NULL: 550 to
- * 7,000). Release with corpus_document_free. STATUS_USAGE when the shortest is longer than the longest. */
+/* Makes document `index`; lengths are spread evenly on a logarithmic scale from shortest to longest. shape: NULL stands
+ * for the defaults. Release with corpus_document_free. STATUS_USAGE when the shortest is longer than the longest, or
+ * facts are too many. */
 enum status corpus_document_make(uint64_t seed, int64_t index, const struct corpus_shape *shape,
                                  struct corpus_document *document);
 void corpus_document_free(struct corpus_document *document); /* NULL-safe, twice-safe */

@@ -45,7 +45,7 @@ const struct command command_corpus = {
         "introduced\n"
         "early and asked for late: \"recall\" of every line has the answers' places, in bytes of \"text\", and how "
         "far back the\n"
-        "story gave them away. Document i depends on seed and i alone.\n"
+        "story gave them away. Document i depends on seed, i, lengths and facts alone.\n"
         "\n"
         "  --out FILE.jsonl  where to write; \"-\": standard output\n"
         "  --megabytes N     how much text (8)\n"

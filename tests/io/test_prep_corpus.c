@@ -60,6 +60,38 @@ static void test_lengths(void **state) {
     assert_in_range(total / DOCUMENTS, 1500, 4000);
 }
 
+/* Stories of a chosen kind: what they ask for at their end lies about as far back as they are long. */
+static void test_shape(void **state) {
+    (void)state;
+    static const struct corpus_shape far = {.shortest = 4000, .longest = 4600, .facts = 12};
+    static const struct corpus_shape near = {.shortest = 100, .longest = 100, .facts = 1};
+    int64_t count = 0, beyond = 0;
+    for (int64_t index = 0; index < DOCUMENTS; index++) {
+        struct corpus_document document;
+        CHECK_OK(corpus_document_make(1, index, &far, &document));
+        assert_in_range(document.length, 3500, 5200);
+        assert_true(document.recall_count >= 11); /* a twelfth fact may not be found */
+        for (size_t i = 0; i < document.recall_count; i++) beyond += document.recalls[i].distance > 1200;
+        count += (int64_t)document.recall_count;
+        corpus_document_free(&document);
+        CHECK_OK(corpus_document_make(1, index, &near, &document));
+        assert_in_range(document.length, 100, 500);
+        assert_int_equal(document.recall_count, 1);
+        corpus_document_free(&document);
+    }
+    assert_true(2 * beyond > count);
+    struct corpus_document none;
+    CHECK_STATUS(STATUS_USAGE, corpus_document_make(1, 0, &(struct corpus_shape){.shortest = 7001}, &none));
+    CHECK_STATUS(STATUS_USAGE,
+                 corpus_document_make(1, 0, &(struct corpus_shape){.facts = CORPUS_FACTS_MAX + 1}, &none));
+    /* What is not chosen is as it ever was. */
+    struct corpus_document usual, chosen;
+    CHECK_OK(corpus_document_make(1, 5, NULL, &usual));
+    CHECK_OK(corpus_document_make(1, 5, &(struct corpus_shape){.shortest = 550, .longest = 7000}, &chosen));
+    assert_string_equal(usual.text, chosen.text);
+    corpus_document_free(&usual), corpus_document_free(&chosen);
+}
+
 static void test_same(void **state) {
     (void)state;
     struct corpus_document a, b, c, d;
@@ -119,6 +151,7 @@ static void test_write(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_recalls), cmocka_unit_test(test_lengths),
-                                       cmocka_unit_test(test_same), cmocka_unit_test(test_write)};
+                                       cmocka_unit_test(test_same), cmocka_unit_test(test_shape),
+                                       cmocka_unit_test(test_write)};
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }
