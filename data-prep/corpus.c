@@ -256,8 +256,8 @@ static enum status tell_middle(struct story *story) {
     return tell_fact(story, index, fact->kind->changes);
 }
 
-/* facts: how many; 0: as many as suit the length. */
-static enum status tell_story(struct story *story, size_t target, size_t facts) {
+/* facts: how many; 0: as many as suit the length. asked: how often the end asks for each. */
+static enum status tell_story(struct story *story, size_t target, size_t facts, size_t asked) {
     const struct corpus_document *document = story->document;
     invent_people(story);
     story->topic = draw(story, corpus_scene_count);
@@ -269,15 +269,15 @@ static enum status tell_story(struct story *story, size_t target, size_t facts) 
         TRY(tell_fact(story, i, story->facts[i].kind->statements));
         if (draw(story, 3) == 0) TRY(tell_scene(story, 2));
     }
-    size_t asked = 90 * story->fact_count + 80; /* bytes that the questions and the ending will take */
-    while (document->length + asked < target) {
+    size_t reserve = 90 * asked * story->fact_count + 80; /* bytes that the questions and the ending will take */
+    while (document->length + reserve < target) {
         TRY(append(story, "\n\n", 2));
         TRY(tell_scene(story, 3 + draw(story, 6)));
         if (draw(story, 4) == 0) TRY(tell_middle(story));
     }
     TRY(append(story, "\n\n", 2));
     size_t first = draw(story, story->fact_count);
-    for (size_t i = 0; i < story->fact_count; i++) {
+    for (size_t i = 0; i < asked * story->fact_count; i++) {
         size_t index = (first + i) % story->fact_count;
         TRY(tell_fact(story, index, story->facts[index].kind->recalls));
     }
@@ -295,11 +295,12 @@ enum status corpus_document_make(uint64_t seed, int64_t index, const struct corp
                          shortest);
     }
     size_t facts = shape && shape->facts > 0 ? (size_t)shape->facts : 0;
+    size_t asked = shape && shape->asked > 0 ? (size_t)shape->asked : 1;
     if (facts > CORPUS_FACTS_MAX) {
         return error_set(STATUS_USAGE, "corpus: facts: expected at most %d, found %zu", CORPUS_FACTS_MAX, facts);
     }
     double share = rng_uniform(seed, story.stream, story.drawn++);
-    enum status status = tell_story(&story, (size_t)(shortest * pow(longest / shortest, share)), facts);
+    enum status status = tell_story(&story, (size_t)(shortest * pow(longest / shortest, share)), facts, asked);
     if (status == STATUS_OK) status = append(&story, "\n", 1);
     if (status != STATUS_OK) corpus_document_free(document);
     return status;

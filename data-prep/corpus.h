@@ -25,6 +25,7 @@ struct corpus_document {
 struct corpus_shape {
     int64_t shortest, longest; /* bytes that a story is meant to have; it misses them by a few hundred; 550; 7,000 */
     int64_t facts;             /* things to remember, at most CORPUS_FACTS_MAX; 2 and one for 1,000 bytes, at most 8 */
+    int64_t asked;             /* how often the end asks for each; 1 */
 };
 enum { CORPUS_FACTS_MAX = 24 };
 
