@@ -1,5 +1,6 @@
 /* squint eval: perplexity, divergence, agreement, recall, health -> a table for people and JSON. */
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "commands/commands.h"
@@ -93,9 +94,11 @@ static enum status read_recall(const struct eval_command *o, const struct loaded
                          loaded->path);
     TRY_GOTO(done, tokenizer_open(path, &tokenizer));
     if (shard->tokenizer_hash != 0 && shard->tokenizer_hash != tokenizer_hash(tokenizer)) {
-        status =
-            error_set(STATUS_USAGE, "eval: --recall: tokenizer: expected %s as %s was made with, found another: %s",
-                      shard->tokenizer_name, windows->shards[0].path, path);
+        char expected[17], found[17];
+        hash_text(shard->tokenizer_hash, expected);
+        hash_text(tokenizer_hash(tokenizer), found);
+        status = error_set(STATUS_USAGE, "eval: --recall: %s: tokenizer: expected %s (hash %s) as in %s, found hash %s",
+                           path, shard->tokenizer_name, expected, windows->shards[0].path, found);
         goto done;
     }
     int64_t begin = model->begin_of_text >= 0 ? model->begin_of_text : tokenizer_begin_of_text(tokenizer);
