@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST_FACTS = 8, MOST_SCENE_WORDS = 4, SHORTEST = 550, LONGEST = 7000 };
+enum { USUAL_FACTS = 8, MOST_SCENE_WORDS = 4, SHORTEST = 550, LONGEST = 7000 };
 
 struct fact { /* one of the story's facts */
     const struct corpus_fact *kind;
@@ -29,7 +29,7 @@ struct story {
     struct corpus_document *document;
     size_t capacity, recall_capacity;
     size_t people[3]; /* hero, friend, other */
-    struct fact facts[MOST_FACTS];
+    struct fact facts[CORPUS_FACTS_MAX];
     size_t fact_count;
     struct fact *fact; /* that [thing], [value], [owner], [guest] stand for now */
     bool sentence_begins;
@@ -256,39 +256,51 @@ static enum status tell_middle(struct story *story) {
     return tell_fact(story, index, fact->kind->changes);
 }
 
-static enum status tell_story(struct story *story, size_t target) {
+/* facts: how many; 0: as many as suit the length. asked: how often the end asks for each. */
+static enum status tell_story(struct story *story, size_t target, size_t facts, size_t asked) {
     const struct corpus_document *document = story->document;
     invent_people(story);
     story->topic = draw(story, corpus_scene_count);
     story->topic_step = 1 + draw(story, corpus_scene_count - 1);
-    size_t facts = 2 + target / 1000;
-    invent_facts(story, facts < MOST_FACTS ? facts : MOST_FACTS);
+    if (facts == 0) facts = 2 + target / 1000 < USUAL_FACTS ? 2 + target / 1000 : USUAL_FACTS;
+    invent_facts(story, facts);
     TRY(tell(story, draw_from(story, corpus_openings)));
     for (size_t i = 0; i < story->fact_count; i++) {
         TRY(tell_fact(story, i, story->facts[i].kind->statements));
         if (draw(story, 3) == 0) TRY(tell_scene(story, 2));
     }
-    size_t asked = 90 * story->fact_count + 80; /* bytes that the questions and the ending will take */
-    while (document->length + asked < target) {
+    size_t reserve = 90 * asked * story->fact_count + 80; /* bytes that the questions and the ending will take */
+    while (document->length + reserve < target) {
         TRY(append(story, "\n\n", 2));
         TRY(tell_scene(story, 3 + draw(story, 6)));
         if (draw(story, 4) == 0) TRY(tell_middle(story));
     }
     TRY(append(story, "\n\n", 2));
     size_t first = draw(story, story->fact_count);
-    for (size_t i = 0; i < story->fact_count; i++) {
+    for (size_t i = 0; i < asked * story->fact_count; i++) {
         size_t index = (first + i) % story->fact_count;
         TRY(tell_fact(story, index, story->facts[index].kind->recalls));
     }
     return tell(story, draw_from(story, corpus_endings));
 }
 
-enum status corpus_document_make(uint64_t seed, int64_t index, struct corpus_document *document) {
+enum status corpus_document_make(uint64_t seed, int64_t index, const struct corpus_shape *shape,
+                                 struct corpus_document *document) {
+    double shortest = shape && shape->shortest > 0 ? (double)shape->shortest : SHORTEST;
+    double longest = shape && shape->longest > 0 ? (double)shape->longest : LONGEST;
     struct story story = {.seed = seed, .stream = rng_substream(RNG_CORPUS, (uint64_t)index), .document = document};
     *document = (struct corpus_document){0};
-    double share =
-        rng_uniform(seed, story.stream, story.drawn++); /* lengths are spread evenly on a logarithmic scale */
-    enum status status = tell_story(&story, (size_t)(SHORTEST * pow((double)LONGEST / SHORTEST, share)));
+    if (shortest > longest) {
+        return error_set(STATUS_USAGE, "corpus: shortest: expected at most the longest, %.0f, found %.0f", longest,
+                         shortest);
+    }
+    size_t facts = shape && shape->facts > 0 ? (size_t)shape->facts : 0;
+    size_t asked = shape && shape->asked > 0 ? (size_t)shape->asked : 1;
+    if (facts > CORPUS_FACTS_MAX) {
+        return error_set(STATUS_USAGE, "corpus: facts: expected at most %d, found %zu", CORPUS_FACTS_MAX, facts);
+    }
+    double share = rng_uniform(seed, story.stream, story.drawn++);
+    enum status status = tell_story(&story, (size_t)(shortest * pow(longest / shortest, share)), facts, asked);
     if (status == STATUS_OK) status = append(&story, "\n", 1);
     if (status != STATUS_OK) corpus_document_free(document);
     return status;

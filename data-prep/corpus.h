@@ -1,5 +1,6 @@
 /* The sample corpus: simple English stories that introduce people, things and places early and ask for them late, so
- * that a model must look far back to be right. Document i is a function of (seed, i) alone. The text is ASCII. */
+ * that a model must look far back to be right. Document i is a function of (seed, i, shape) alone. The text is ASCII.
+ */
 #ifndef SQUINT_DATA_PREP_CORPUS_H
 #define SQUINT_DATA_PREP_CORPUS_H
 
@@ -20,8 +21,19 @@ struct corpus_document {
     size_t recall_count;
 };
 
-/* Makes document `index` (about 600 to 8,000 bytes). Release with corpus_document_free. */
-enum status corpus_document_make(uint64_t seed, int64_t index, struct corpus_document *document);
+/* What stories are like; 0 stands for the default. */
+struct corpus_shape {
+    int64_t shortest, longest; /* bytes that a story is meant to have; it misses them by a few hundred; 550; 7,000 */
+    int64_t facts;             /* things to remember, at most CORPUS_FACTS_MAX; 2 and one for 1,000 bytes, at most 8 */
+    int64_t asked;             /* how often the end asks for each; 1 */
+};
+enum { CORPUS_FACTS_MAX = 24 };
+
+/* Makes document `index`; lengths are spread evenly on a logarithmic scale from shortest to longest. shape: NULL stands
+ * for the defaults. Release with corpus_document_free. STATUS_USAGE when the shortest is longer than the longest, or
+ * facts are too many. */
+enum status corpus_document_make(uint64_t seed, int64_t index, const struct corpus_shape *shape,
+                                 struct corpus_document *document);
 void corpus_document_free(struct corpus_document *document); /* NULL-safe, twice-safe */
 
 struct corpus_options {
@@ -29,6 +41,7 @@ struct corpus_options {
     int64_t first;     /* index of the first document */
     int64_t documents; /* so many; 0: until `bytes` of text are reached */
     int64_t bytes;
+    struct corpus_shape shape;
 };
 
 struct corpus_summary {

@@ -30,7 +30,7 @@ static enum status write_document(FILE *stream, int64_t index, const struct corp
 static enum status write_all(FILE *stream, const struct corpus_options *options, struct corpus_summary *summary) {
     for (int64_t i = 0; options->documents ? i < options->documents : summary->bytes < options->bytes; i++) {
         struct corpus_document document;
-        TRY(corpus_document_make(options->seed, options->first + i, &document));
+        TRY(corpus_document_make(options->seed, options->first + i, &options->shape, &document));
         enum status status = write_document(stream, options->first + i, &document);
         summary->documents++;
         summary->bytes += (int64_t)document.length;

@@ -17,6 +17,10 @@ static enum status run(int argc, char **argv) {
         {"documents", OPTION_INTEGER, &options.documents, 1, 1e12},
         {"seed", OPTION_INTEGER, &seed, 0, 9e15},
         {"first", OPTION_INTEGER, &options.first, 0, 1e12},
+        {"shortest", OPTION_INTEGER, &options.shape.shortest, 100, 1e9},
+        {"longest", OPTION_INTEGER, &options.shape.longest, 100, 1e9},
+        {"asked", OPTION_INTEGER, &options.shape.asked, 1, 1000},
+        {"facts", OPTION_INTEGER, &options.shape.facts, 1, CORPUS_FACTS_MAX},
     };
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     if (!out)
@@ -35,21 +39,27 @@ static enum status run(int argc, char **argv) {
 const struct command command_corpus = {
     .name = "corpus",
     .summary = "a sample corpus of simple stories",
-    .help = "usage: squint corpus --out FILE.jsonl [options]\n"
-            "\n"
-            "Writes made-up stories as JSON lines, for trying squint without a download. People, things and places are "
-            "introduced\n"
-            "early and asked for late: \"recall\" of every line has the answers' places, in bytes of \"text\", and how "
-            "far back the\n"
-            "story gave them away. Document i depends on seed and i alone.\n"
-            "\n"
-            "  --out FILE.jsonl  where to write; \"-\": standard output\n"
-            "  --megabytes N     how much text (8)\n"
-            "  --documents N     how many documents, instead\n"
-            "  --seed N          another corpus (1)\n"
-            "  --first N         index of the first document (0); a range that was not trained on is a fair test\n"
-            "\n"
-            "example: squint corpus --out corpus.jsonl --megabytes 4 && squint prep --tokenizer tok --out data/corpus "
-            "corpus.jsonl\n",
+    .help =
+        "usage: squint corpus --out FILE.jsonl [options]\n"
+        "\n"
+        "Writes made-up stories as JSON lines, for trying squint without a download. People, things and places are "
+        "introduced\n"
+        "early and asked for late: \"recall\" of every line has the answers' places, in bytes of \"text\", and how "
+        "far back the\n"
+        "story gave them away. Document i depends on seed, i and these numbers alone.\n"
+        "\n"
+        "  --out FILE.jsonl  where to write; \"-\": standard output\n"
+        "  --megabytes N     how much text (8)\n"
+        "  --documents N     how many documents, instead\n"
+        "  --seed N          another corpus (1)\n"
+        "  --first N         index of the first document (0); a range that was not trained on is a fair test\n"
+        "  --shortest BYTES  how long the shortest story is meant to be (550)\n"
+        "  --longest BYTES   and the longest (7000); what a long story asks for at its end lies as far back as it "
+        "is long\n"
+        "  --facts N         things to remember in a story, at most 24 (2 and one for every 1000 bytes, at most 8)\n"
+        "  --asked N         how often a story's end asks for each (1)\n"
+        "\n"
+        "example: squint corpus --out corpus.jsonl --megabytes 4 && squint prep --tokenizer tok --out data/corpus "
+        "corpus.jsonl\n",
     .run = run,
 };

@@ -1,5 +1,6 @@
-/* squint eval: perplexity, divergence, agreement, health -> a table for people and JSON. */
+/* squint eval: perplexity, divergence, agreement, recall, health -> a table for people and JSON. */
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "commands/commands.h"
@@ -17,7 +18,7 @@ enum { ROWS_MAX = 5 + AUDIT_BRANCHES_MAX };
 struct eval_command {
     struct model_options model;
     struct option_list data;
-    const char *json;
+    const char *json, *recall, *tokenizer;
     int64_t length, stride, batch, sequences, seed;
     bool ladder, joined, documents, no_baselines, audit, by_position;
 };
@@ -26,6 +27,8 @@ struct eval_command {
 struct eval_table {
     struct evaluate_row rows[ROWS_MAX];
     struct evaluate_figures figures[ROWS_MAX];
+    struct eval_recall recall; /* no documents: not asked for */
+    struct recall_figures recalls[ROWS_MAX];
     size_t count;
     struct model made[3];
     size_t made_count;
@@ -79,6 +82,42 @@ static enum status make_table(const struct eval_command *o, const struct loaded_
     return comparable && !o->no_baselines ? add_baselines(o, loaded, windows, table) : STATUS_OK;
 }
 
+/* Every rank reads the corpus with the model's own tokenizer. */
+static enum status read_recall(const struct eval_command *o, const struct loaded_model *loaded,
+                               const struct windows *windows, struct eval_recall *recall) {
+    const struct model_config *model = &loaded->model->config;
+    const char *path = o->tokenizer ? o->tokenizer : loaded->tokenizer;
+    const struct shard_info *shard = &windows->shards[0].info;
+    struct tokenizer *tokenizer = NULL;
+    enum status status;
+    if (!path)
+        return error_set(STATUS_USAGE, "eval: --recall: %s: no tokenizer in it; name one with --tokenizer DIR",
+                         loaded->path);
+    TRY_GOTO(done, tokenizer_open(path, &tokenizer));
+    if (shard->tokenizer_hash != 0 && shard->tokenizer_hash != tokenizer_hash(tokenizer)) {
+        char expected[17], found[17];
+        hash_text(shard->tokenizer_hash, expected);
+        hash_text(tokenizer_hash(tokenizer), found);
+        status = error_set(STATUS_USAGE, "eval: --recall: %s: tokenizer: expected %s (hash %s) as in %s, found hash %s",
+                           path, shard->tokenizer_name, expected, windows->shards[0].path, found);
+        goto done;
+    }
+    int64_t begin = model->begin_of_text >= 0 ? model->begin_of_text : tokenizer_begin_of_text(tokenizer);
+    status = eval_recall_read(o->recall, tokenizer, begin == model->end_of_text ? -1 : begin, recall);
+done:
+    tokenizer_close(&tokenizer);
+    return status;
+}
+
+/* Figures of `count` rows from `first` on. */
+static enum status run_recall(const struct eval_command *o, struct eval_table *table, size_t first, size_t count,
+                              const char *label, struct comm *comm) {
+    const struct recall_options options = {.length = o->length, .batch = o->batch, .label = label};
+    if (!o->recall) return STATUS_OK;
+    return recall_run(&table->rows[first], count, table->recall.documents, table->recall.count, &options, comm,
+                      &table->recalls[first]);
+}
+
 /* The student again with each of its branches switched off. */
 static enum status audit_branches(const struct eval_command *o, const struct with_model *with,
                                   const struct windows *windows, struct eval_table *table) {
@@ -97,6 +136,7 @@ static enum status audit_branches(const struct eval_command *o, const struct wit
             status = evaluate_run(with->loaded.teacher, &table->rows[row], 1, windows, &options, with->comm,
                                   &table->figures[row]);
         }
+        if (status == STATUS_OK) status = run_recall(o, table, row, 1, name, with->comm);
     }
     KEEP_FIRST(status, audit_switch(model, NULL));
     return status;
@@ -104,6 +144,7 @@ static enum status audit_branches(const struct eval_command *o, const struct wit
 
 static void free_table(struct eval_table *table) {
     for (size_t i = 0; i < table->made_count; i++) model_free(&table->made[i]);
+    eval_recall_free(&table->recall);
 }
 
 static void alarm_of(const struct eval_table *table) {
@@ -127,7 +168,9 @@ static enum status report(const struct eval_command *o, const struct loaded_mode
                                          .figures = table->figures,
                                          .count = table->count,
                                          .by_position = o->by_position,
-                                         .rungs = rungs};
+                                         .rungs = rungs,
+                                         .recall = o->recall ? &table->recall : NULL,
+                                         .recalls = table->recalls};
     bool to_stdout = o->json && strcmp(o->json, "-") == 0;
     if (!to_stdout) eval_print(stdout, &results);
     alarm_of(table);
@@ -172,9 +215,11 @@ static enum status evaluate(const struct eval_command *o, struct with_model *wit
     const struct loaded_model *loaded = &with->loaded;
     bool speaks = comm_rank(with->comm) == 0;
     enum status status;
+    if (o->recall) TRY_GOTO(done, comm_agree(with->comm, read_recall(o, loaded, windows, &table.recall)));
     TRY_GOTO(done, comm_agree(with->comm, make_table(o, loaded, windows, &table)));
     TRY_GOTO(done,
              evaluate_run(loaded->teacher, table.rows, table.count, windows, &options, with->comm, table.figures));
+    TRY_GOTO(done, run_recall(o, &table, 0, table.count, "recall", with->comm));
     if (o->audit) TRY_GOTO(done, audit_branches(o, with, windows, &table));
     if (o->ladder) TRY_GOTO(done, climb(o, loaded, windows, with->comm, rungs));
     if (speaks) status = report(o, loaded, windows, &table, o->ladder ? rungs : NULL);
@@ -188,6 +233,8 @@ done:
 static enum status check(struct eval_command *o) {
     if (o->data.count == 0) return error_set(STATUS_USAGE, "eval: --data: expected token shards, found none");
     if (o->joined && o->documents) return error_set(STATUS_USAGE, "eval: --joined and --documents do not go together");
+    if (o->tokenizer && !o->recall)
+        return error_set(STATUS_USAGE, "eval: --tokenizer: expected --recall FILE beside it, found none");
     if (o->stride > 0 && o->length > 0 && o->stride > o->length) {
         return error_set(STATUS_USAGE, "eval: --stride: expected 1 to --length, %lld, found %lld", (long long)o->length,
                          (long long)o->stride);
@@ -234,6 +281,8 @@ static enum status run(int argc, char **argv) {
         {"ladder", OPTION_FLAG, &o.ladder, 0, 0},
         {"audit", OPTION_FLAG, &o.audit, 0, 0},
         {"by-position", OPTION_FLAG, &o.by_position, 0, 0},
+        {"recall", OPTION_TEXT, &o.recall, 0, 0},
+        {"tokenizer", OPTION_TEXT, &o.tokenizer, 0, 0},
         {"json", OPTION_TEXT, &o.json, 0, 0},
     };
     enum status status = options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL);
@@ -245,7 +294,7 @@ static enum status run(int argc, char **argv) {
 
 const struct command command_eval = {
     .name = "eval",
-    .summary = "perplexity, divergence from the teacher, agreement, health -> table + JSON",
+    .summary = "perplexity, divergence from the teacher, agreement, recall, health -> table + JSON",
     .help =
         "usage: squint eval --model MODEL [--teacher DIR] --data SHARD... [options]      (also under mpirun)\n"
         "\n"
@@ -264,6 +313,10 @@ const struct command command_eval = {
         "  --no-baselines       the student and its teacher only\n"
         "  --audit              also the student with each branch of its attention switched off\n"
         "  --by-position        also perplexity and divergence by the tokens' place in their document\n"
+        "  --recall FILE.jsonl  also, of stories that squint corpus wrote, how many answers that only an earlier "
+        "sentence\n"
+        "                       gives away are right, by how many tokens back that is; a story is one sequence of T\n"
+        "  --tokenizer DIR      for --recall; default: the model's own\n"
         "  --ladder             also the exactness ladder; exit code 1 when a rung fails\n"
         "  --seed S             of the untrained student's parameters (1)\n"
         "  --json FILE          figures as JSON; - is standard output\n"

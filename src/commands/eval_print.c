@@ -66,6 +66,53 @@ static void print_positions(FILE *stream, const struct eval_results *r) {
     }
 }
 
+static int64_t recall_left_out(const struct eval_results *r) {
+    const struct eval_recall *recall = r->recall;
+    return recall_count(recall->documents, recall->count, INT64_MAX - 1) -
+           recall_count(recall->documents, recall->count, r->windows->options.length);
+}
+
+static void print_recall_line(FILE *stream, const struct eval_results *r, const char *name, int bucket) {
+    double answers = 0;
+    for (size_t m = 0; m < r->count; m++) {
+        const struct recall_figures *f = &r->recalls[m];
+        const struct recall_bucket *b = bucket < 0 ? &f->all : &f->buckets[bucket];
+        if (m == 0) {
+            answers = b->answers;
+            if (answers == 0) return;
+            fprintf(stream, "%-14s %10.0f", name, answers);
+        }
+        fprintf(stream, "  %9.2f%% %9.4f", 100 * b->accuracy, b->nll);
+    }
+    fprintf(stream, "\n");
+}
+
+/* A line a bucket of distances, two columns a model: answers that are right, and −log p of an answer. */
+static void print_recall(FILE *stream, const struct eval_results *r) {
+    char answers[32], left_out[32];
+    count_text((int64_t)r->recalls[0].all.answers, answers);
+    count_text(recall_left_out(r), left_out);
+    fprintf(stream, "\nrecall   %s, %zu document%s cut after %lld tokens: %s answers; %s beyond are left out\n",
+            r->recall->path, r->recall->count, r->recall->count == 1 ? "" : "s", (long long)r->windows->options.length,
+            answers, left_out);
+    fprintf(stream, "\n%-14s %10s", "tokens back", "answers");
+    for (size_t m = 0; m < r->count; m++) fprintf(stream, "  %20.20s", r->rows[m].name);
+    fprintf(stream, "\n%-14s %10s", "", "");
+    for (size_t m = 0; m < r->count; m++) fprintf(stream, "  %10s %9s", "right", "-log p");
+    fprintf(stream, "\n");
+    for (int i = 0; i < RECALL_BUCKETS; i++) {
+        char range[48];
+        int64_t first, end;
+        recall_distance_range(i, &first, &end);
+        if (end < 0)
+            snprintf(range, sizeof range, "%lld+", (long long)first);
+        else
+            snprintf(range, sizeof range, "%lld-%lld", (long long)first, (long long)end - 1);
+        print_recall_line(stream, r, range, i);
+    }
+    print_recall_line(stream, r, "all", -1);
+}
+
 void eval_print(FILE *stream, const struct eval_results *r) {
     const struct windows_options *options = &r->windows->options;
     char tokens[32];
@@ -90,6 +137,7 @@ void eval_print(FILE *stream, const struct eval_results *r) {
             "", "reverse KL", "top-1", "entropy", "density", "MFLOP/tok");
     for (size_t i = 0; i < r->count; i++) print_row(stream, r->rows[i].name, &r->figures[i]);
     if (r->by_position) print_positions(stream, r);
+    if (r->recall) print_recall(stream, r);
     if (!r->rungs) return;
     fprintf(stream, "\n");
     for (int i = 0; i < LADDER_RUNGS; i++) {
@@ -151,6 +199,39 @@ static json_t *row_json(const char *name, const struct evaluate_figures *f) {
     return row;
 }
 
+static void add_recall_bucket(json_t *object, const struct recall_bucket *bucket) {
+    json_object_set_new(object, "answers", json_integer((json_int_t)bucket->answers));
+    json_object_set_new(object, "accuracy", number(bucket->accuracy));
+    json_object_set_new(object, "nll", number(bucket->nll));
+}
+
+/* Of one model. */
+static json_t *recall_json(const struct recall_figures *f) {
+    json_t *recall = json_object(), *list = json_array();
+    add_recall_bucket(recall, &f->all);
+    for (int i = 0; i < RECALL_BUCKETS; i++) {
+        int64_t first, end;
+        if (f->buckets[i].answers == 0) continue;
+        recall_distance_range(i, &first, &end);
+        json_t *bucket = json_object();
+        json_object_set_new(bucket, "first", json_integer(first));
+        json_object_set_new(bucket, "end", end < 0 ? json_null() : json_integer(end));
+        add_recall_bucket(bucket, &f->buckets[i]);
+        json_array_append_new(list, bucket);
+    }
+    json_object_set_new(recall, "by_distance", list);
+    return recall;
+}
+
+static json_t *recall_data_json(const struct eval_results *r) {
+    json_t *data = json_object();
+    json_object_set_new(data, "corpus", json_string(r->recall->path));
+    json_object_set_new(data, "documents", json_integer((json_int_t)r->recall->count));
+    json_object_set_new(data, "answers", json_integer((json_int_t)r->recalls[0].all.answers));
+    json_object_set_new(data, "left_out", json_integer(recall_left_out(r)));
+    return data;
+}
+
 static json_t *ladder_json(const struct ladder_rung *rungs) {
     json_t *list = json_array();
     for (int i = 0; i < LADDER_RUNGS; i++) {
@@ -189,7 +270,12 @@ enum status eval_json(const struct eval_results *r, char **text) {
                                     : options->documents ? "each"
                                                          : "separate"));
     json_object_set_new(root, "data", data);
-    for (size_t i = 0; i < r->count; i++) json_array_append_new(rows, row_json(r->rows[i].name, &r->figures[i]));
+    if (r->recall) json_object_set_new(root, "recall", recall_data_json(r));
+    for (size_t i = 0; i < r->count; i++) {
+        json_t *row = row_json(r->rows[i].name, &r->figures[i]);
+        if (r->recall) json_object_set_new(row, "recall", recall_json(&r->recalls[i]));
+        json_array_append_new(rows, row);
+    }
     json_object_set_new(root, "rows", rows);
     if (r->rungs) json_object_set_new(root, "ladder", ladder_json(r->rungs));
     char *dump = json_dumps(root, JSON_INDENT(2));

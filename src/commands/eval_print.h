@@ -2,7 +2,7 @@
 #ifndef SQUINT_COMMANDS_EVAL_PRINT_H
 #define SQUINT_COMMANDS_EVAL_PRINT_H
 
-#include "eval/evaluate.h"
+#include "commands/eval_recall.h"
 #include "eval/ladder.h"
 #include "eval/loaded_model.h"
 
@@ -14,8 +14,10 @@ struct eval_results {
     const struct evaluate_row *rows;
     const struct evaluate_figures *figures;
     size_t count;
-    bool by_position;                /* for people; JSON always has it */
-    const struct ladder_rung *rungs; /* [LADDER_RUNGS]; NULL: not climbed */
+    bool by_position;                     /* for people; JSON always has it */
+    const struct ladder_rung *rungs;      /* [LADDER_RUNGS]; NULL: not climbed */
+    const struct eval_recall *recall;     /* NULL: not asked for */
+    const struct recall_figures *recalls; /* [count], with `recall` */
 };
 
 void eval_print(FILE *stream, const struct eval_results *results);

@@ -20,6 +20,7 @@ struct model_config {
     int64_t vocabulary; /* V */
     int64_t positions;  /* P: rows of the learned table, or the length that rotary positions were trained on */
     double norm_epsilon;
+    double initial_std; /* of a model from scratch's matrices; 0: 0.02 */
     double rope_theta; /* Llama type */
     /* "llama3" scaling of rotary frequencies (0 factor: none): factor, low and high frequency factors, original length
      */

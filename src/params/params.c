@@ -11,7 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double initial_std = 0.02; /* Radford et al. 2019 */
+static double initial_std(const struct model_config *model) {
+    return model->initial_std > 0 ? model->initial_std : 0.02; /* Radford et al. 2019 */
+}
 
 enum status params_add(struct params *params, const struct param *row, int64_t init_values_count) {
     if (params_find(params, row->name)) {
@@ -62,29 +64,29 @@ static enum status add_norm(struct params *params, const char *part, const struc
 
 static enum status add_layer(struct params *params, const struct model_config *m, int64_t layer) {
     char part[64];
-    double residual_std = initial_std / sqrt(2.0 * (double)m->layers);
+    double std = initial_std(m), residual_std = std / sqrt(2.0 * (double)m->layers);
     snprintf(part, sizeof part, "h.%lld.norm1", (long long)layer);
     TRY(add_norm(params, part, m));
-    TRY(add_linear(params, layer, "attn.qkv", model_qkv_width(m), m->width, m->qkv_bias, initial_std));
+    TRY(add_linear(params, layer, "attn.qkv", model_qkv_width(m), m->width, m->qkv_bias, std));
     TRY(add_linear(params, layer, "attn.out", m->width, m->heads * m->head_width, m->output_bias, residual_std));
     snprintf(part, sizeof part, "h.%lld.norm2", (long long)layer);
     TRY(add_norm(params, part, m));
     int64_t up = m->type == MODEL_LLAMA ? 2 * m->mlp_width : m->mlp_width;
-    TRY(add_linear(params, layer, "mlp.up", up, m->width, m->mlp_bias, initial_std));
+    TRY(add_linear(params, layer, "mlp.up", up, m->width, m->mlp_bias, std));
     return add_linear(params, layer, "mlp.down", m->width, m->mlp_width, m->mlp_bias, residual_std);
 }
 
 enum status params_new(const struct ops *ops, const struct model_config *model, struct params *params) {
     *params = (struct params){.ops = ops};
     enum status status = STATUS_OK;
-    TRY_GOTO(done, add_row(params, "wte", model->vocabulary, model->width, INIT_NORMAL, initial_std));
+    TRY_GOTO(done, add_row(params, "wte", model->vocabulary, model->width, INIT_NORMAL, initial_std(model)));
     if (model_has_learned_positions(model)) {
-        TRY_GOTO(done, add_row(params, "wpe", model->positions, model->width, INIT_NORMAL, initial_std));
+        TRY_GOTO(done, add_row(params, "wpe", model->positions, model->width, INIT_NORMAL, initial_std(model)));
     }
     for (int64_t layer = 0; layer < model->layers; layer++) TRY_GOTO(done, add_layer(params, model, layer));
     TRY_GOTO(done, add_norm(params, "norm", model));
     if (!model->tied) {
-        TRY_GOTO(done, add_row(params, "head.weight", model->vocabulary, model->width, INIT_NORMAL, initial_std));
+        TRY_GOTO(done, add_row(params, "head.weight", model->vocabulary, model->width, INIT_NORMAL, initial_std(model)));
     }
 done:
     if (status != STATUS_OK) params_free(params);

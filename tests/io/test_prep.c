@@ -39,7 +39,7 @@ static void write_inputs(const char *name, const char *between) {
 static void make_documents(void) {
     for (int i = 0; i < DOCUMENTS; i++) {
         struct corpus_document story;
-        CHECK_OK(corpus_document_make(3, i, &story));
+        CHECK_OK(corpus_document_make(3, i, NULL, &story));
         documents[i] = story.text;
         lengths[i] = story.length;
         free(story.recalls);
@@ -51,7 +51,7 @@ static void make_documents(void) {
     size_t length = 0;
     for (int64_t i = 0; length < 3500000; i++) {
         struct corpus_document story;
-        CHECK_OK(corpus_document_make(4, i % 50, &story));
+        CHECK_OK(corpus_document_make(4, i % 50, NULL, &story));
         CHECK_OK(memory_grow(&text, length + story.length + 8, 1, "a test"));
         memcpy(text + length, story.text, story.length);
         length += story.length;

@@ -17,7 +17,7 @@ static void test_recalls(void **state) {
     int64_t far = 0, count = 0;
     for (int64_t index = 0; index < DOCUMENTS; index++) {
         struct corpus_document document;
-        CHECK_OK(corpus_document_make(7, index, &document));
+        CHECK_OK(corpus_document_make(7, index, NULL, &document));
         assert_int_equal(strlen(document.text), document.length);
         assert_true(document.recall_count > 0);
         int64_t last = 0;
@@ -49,7 +49,7 @@ static void test_lengths(void **state) {
     size_t shortest = SIZE_MAX, longest = 0, total = 0;
     for (int64_t index = 0; index < DOCUMENTS; index++) {
         struct corpus_document document;
-        CHECK_OK(corpus_document_make(1, index, &document));
+        CHECK_OK(corpus_document_make(1, index, NULL, &document));
         if (document.length < shortest) shortest = document.length;
         if (document.length > longest) longest = document.length;
         total += document.length;
@@ -60,13 +60,45 @@ static void test_lengths(void **state) {
     assert_in_range(total / DOCUMENTS, 1500, 4000);
 }
 
+/* Stories of a chosen kind: what they ask for at their end lies about as far back as they are long. */
+static void test_shape(void **state) {
+    (void)state;
+    static const struct corpus_shape far = {.shortest = 4000, .longest = 4600, .facts = 12};
+    static const struct corpus_shape near = {.shortest = 100, .longest = 100, .facts = 1, .asked = 3};
+    int64_t count = 0, beyond = 0;
+    for (int64_t index = 0; index < DOCUMENTS; index++) {
+        struct corpus_document document;
+        CHECK_OK(corpus_document_make(1, index, &far, &document));
+        assert_in_range(document.length, 3500, 5200);
+        assert_true(document.recall_count >= 11); /* a twelfth fact may not be found */
+        for (size_t i = 0; i < document.recall_count; i++) beyond += document.recalls[i].distance > 1200;
+        count += (int64_t)document.recall_count;
+        corpus_document_free(&document);
+        CHECK_OK(corpus_document_make(1, index, &near, &document));
+        assert_in_range(document.length, 100, 900);
+        assert_int_equal(document.recall_count, 3);
+        corpus_document_free(&document);
+    }
+    assert_true(2 * beyond > count);
+    struct corpus_document none;
+    CHECK_STATUS(STATUS_USAGE, corpus_document_make(1, 0, &(struct corpus_shape){.shortest = 7001}, &none));
+    CHECK_STATUS(STATUS_USAGE,
+                 corpus_document_make(1, 0, &(struct corpus_shape){.facts = CORPUS_FACTS_MAX + 1}, &none));
+    /* What is not chosen is as it ever was. */
+    struct corpus_document usual, chosen;
+    CHECK_OK(corpus_document_make(1, 5, NULL, &usual));
+    CHECK_OK(corpus_document_make(1, 5, &(struct corpus_shape){.shortest = 550, .longest = 7000, .asked = 1}, &chosen));
+    assert_string_equal(usual.text, chosen.text);
+    corpus_document_free(&usual), corpus_document_free(&chosen);
+}
+
 static void test_same(void **state) {
     (void)state;
     struct corpus_document a, b, c, d;
-    CHECK_OK(corpus_document_make(1, 123456789012, &a));
-    CHECK_OK(corpus_document_make(1, 123456789012, &b));
-    CHECK_OK(corpus_document_make(2, 123456789012, &c));
-    CHECK_OK(corpus_document_make(1, 123456789013, &d));
+    CHECK_OK(corpus_document_make(1, 123456789012, NULL, &a));
+    CHECK_OK(corpus_document_make(1, 123456789012, NULL, &b));
+    CHECK_OK(corpus_document_make(2, 123456789012, NULL, &c));
+    CHECK_OK(corpus_document_make(1, 123456789013, NULL, &d));
     assert_string_equal(a.text, b.text);
     assert_memory_equal(a.recalls, b.recalls, a.recall_count * sizeof *a.recalls);
     assert_string_not_equal(a.text, c.text);
@@ -91,7 +123,7 @@ static void test_write(void **state) {
     for (int64_t i = 0; i < 20; i++) {
         struct corpus_document document;
         bool more = false;
-        CHECK_OK(corpus_document_make(5, 10 + i, &document));
+        CHECK_OK(corpus_document_make(5, 10 + i, NULL, &document));
         CHECK_OK(reader_next(reader, &piece, &more));
         assert_true(more);
         assert_string_equal(piece.text, document.text);
@@ -119,6 +151,7 @@ static void test_write(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_recalls), cmocka_unit_test(test_lengths),
-                                       cmocka_unit_test(test_same), cmocka_unit_test(test_write)};
+                                       cmocka_unit_test(test_same), cmocka_unit_test(test_shape),
+                                       cmocka_unit_test(test_write)};
     return cmocka_run_group_tests(tests, scratch_make, scratch_remove);
 }

@@ -85,6 +85,10 @@ static void test_scratch(void **state) {
     assert_int_equal(c.scratch.positions, 32);
     assert_int_equal(c.scratch.vocabulary, 0);
     assert_false(c.scratch.qkv_bias);
+    assert_true(c.scratch.initial_std == 0.02);
+    config_free(&c);
+    assert_ok(parse(scratch, (const char *const[]){"--from_scratch.initial_std=0.08"}, 1, &c));
+    assert_true(c.scratch.initial_std == 0.08);
     config_free(&c);
     assert_ok(parse(scratch, NULL, 0, &c));
     assert_int_equal(c.scratch.mlp_width, 256);
