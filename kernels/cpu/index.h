@@ -25,12 +25,12 @@ struct index_queries {
     real *r, *a;
 };
 
-/* Fills r and a of list `list` with rows first … first + queries->rows − 1 of a sequence. r, a: its first row and head,
- * rows r_row, a_row apart, heads r_head. */
+/* Where index queries lie: first row and head of r and of a, rows r_row and a_row apart, heads r_head. */
 struct index_source_rows {
     const real *r, *a;
     int64_t r_row, r_head, a_row;
 };
+/* Fills r and a of list `list` with rows first … first + queries->rows − 1 of a sequence. */
 void NAME(index_load)(const struct index_shape *shape, const struct index_source_rows *from, int64_t list,
                       int64_t first, const struct index_queries *queries);
 

@@ -38,7 +38,7 @@ real NAME(learn_row)(real gradient_scale, const real *mass, real *scores, int64_
  * (+=). */
 void NAME(learn_attended)(const struct learn_work *w, struct learn_unit *x, int64_t b, int64_t list, int64_t first);
 
-/* Keys of attention head or index head n of sequence b as rows. */
+/* Index keys of key head n, of all lists, of sequence b: rows [T][padded]. */
 static inline const real *learn_keys(const struct learn_work *w, int64_t b, int64_t n) {
     return w->keys + (b * w->shape.lists * w->shape.keys + n) * w->length * w->shape.padded;
 }

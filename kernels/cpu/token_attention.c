@@ -5,12 +5,9 @@
 
 #include <omp.h>
 
-enum { RANGE_BYTES = 1 << 20 }; /* of keys and values */
-
 struct work {
     const struct token_attention *a;
-    struct token_reach reach;
-    int64_t batch, length, heads, groups, width, padded, range;
+    struct token_walk walk;
 };
 
 /* One thread's memory. */
@@ -25,82 +22,74 @@ struct unit {
 
 static size_t place(const struct work *w, char *memory, struct unit *x) {
     struct arena arena = arena_placing(memory, SIZE_MAX);
-    const size_t rows = (size_t)(w->length * w->padded) * sizeof(real);
-    const size_t reads = (size_t)token_reach_most(&w->reach, w->length);
+    const size_t rows = (size_t)(w->walk.length * w->walk.padded) * sizeof(real);
+    const size_t reads = (size_t)token_reach_most(&w->walk.reach, w->walk.length);
     x->k = arena_take(&arena, rows);
     x->v = arena_take(&arena, rows);
     x->q = arena_take(&arena, rows);
     x->o = arena_take(&arena, rows);
-    x->most = arena_take(&arena, (size_t)w->length * sizeof(real));
-    x->sums = arena_take(&arena, (size_t)w->length * sizeof(real));
+    x->most = arena_take(&arena, (size_t)w->walk.length * sizeof(real));
+    x->sums = arena_take(&arena, (size_t)w->walk.length * sizeof(real));
     x->e = arena_take(&arena, reads * sizeof(real));
-    x->cursor = arena_take(&arena, (size_t)w->length * sizeof(int32_t));
+    x->cursor = arena_take(&arena, (size_t)w->walk.length * sizeof(int32_t));
     x->tokens = arena_take(&arena, reads * sizeof(int32_t));
     return arena.used;
 }
 
 /* Query i takes in the `count` tokens. */
 static void take(const struct work *w, const struct unit *x, int64_t i, int64_t count) {
-    real *o = x->o + i * w->padded;
-    NAME(token_dots)(w->padded, x->q + i * w->padded, x->k, x->tokens, count, x->e);
+    real *o = x->o + i * w->walk.padded;
+    NAME(token_dots)(w->walk.padded, x->q + i * w->walk.padded, x->k, x->tokens, count, x->e);
     const real before = x->most[i], now = real_max(before, real_row_max(x->e, count));
     if (now > before) {
         const real rescale = real_exp(before - now);
         x->sums[i] *= rescale;
         x->most[i] = now;
-        for (int64_t d = 0; d < w->padded; d++) o[d] *= rescale;
+        for (int64_t d = 0; d < w->walk.padded; d++) o[d] *= rescale;
     }
     x->sums[i] += blocks_exponents(x->e, count, now);
-    NAME(token_gather)(w->padded, x->e, x->v, x->tokens, count, o);
+    NAME(token_gather)(w->walk.padded, x->e, x->v, x->tokens, count, o);
 }
 
 static void run_head(const struct work *w, const struct unit *x, int64_t b, int64_t h) {
     const struct token_attention *a = w->a;
-    const int64_t list = h / (w->heads / w->reach.lists);
+    const int64_t list = h / (w->walk.heads / w->walk.reach.lists);
     const struct rows o = blocks_rows(a->o, b, h);
-    real *log_sums = real_data(a->log_sums) + (b * w->heads + h) * w->length;
-    NAME(blocks_load)(blocks_rows(a->q, b, h), 0, w->length, w->width, (real)a->scale, x->q);
-    memset(x->o, 0, (size_t)(w->length * w->padded) * sizeof(real));
-    memset(x->cursor, 0, (size_t)w->length * sizeof(int32_t));
-    for (int64_t i = 0; i < w->length; i++) {
+    real *log_sums = real_data(a->log_sums) + (b * w->walk.heads + h) * w->walk.length;
+    NAME(blocks_load)(blocks_rows(a->q, b, h), 0, w->walk.length, w->walk.width, (real)a->scale, x->q);
+    memset(x->o, 0, (size_t)(w->walk.length * w->walk.padded) * sizeof(real));
+    memset(x->cursor, 0, (size_t)w->walk.length * sizeof(int32_t));
+    for (int64_t i = 0; i < w->walk.length; i++) {
         x->most[i] = -REAL_INFINITY;
         x->sums[i] = 0;
     }
-    for (int64_t first = 0; first < w->length; first += w->range)
-        for (int64_t i = first; i < w->length; i++) {
-            const struct token_set set = token_set_of(&w->reach, b, i, list);
-            const int64_t count = token_set_range(&set, first, first + w->range, &x->cursor[i], x->tokens);
+    for (int64_t first = 0; first < w->walk.length; first += w->walk.range)
+        for (int64_t i = first; i < w->walk.length; i++) {
+            const struct token_set set = token_set_of(&w->walk.reach, b, i, list);
+            const int64_t count = token_set_range(&set, first, first + w->walk.range, &x->cursor[i], x->tokens);
             if (count > 0) take(w, x, i, count);
         }
-    for (int64_t i = 0; i < w->length; i++) {
-        blocks_store(o, i, x->o + i * w->padded, w->width, 1 / x->sums[i], false);
+    for (int64_t i = 0; i < w->walk.length; i++) {
+        blocks_store(o, i, x->o + i * w->walk.padded, w->walk.width, 1 / x->sums[i], false);
         log_sums[i] = x->most[i] + real_log(x->sums[i]);
     }
 }
 
 enum status NAME(token_attention)(const struct ops *ops, const struct token_attention *a) {
     TRY(check_token_attention(ops, a));
-    struct work w = {.a = a, .reach = token_reach_of(a->start, a->chosen, a->window, a->sinks)};
-    TRY(device_document_ends("token_attention", a->start, NULL));
-    TRY(NAME(token_lists_check)(ops, "token_attention", &w.reach));
-    w.batch = a->q.shape[0];
-    w.length = a->q.shape[1];
-    w.heads = a->q.shape[2];
-    w.width = a->q.shape[3];
-    w.groups = a->k.shape[2];
-    w.padded = pad_lanes(w.width);
-    w.range = at_least(RANGE_BYTES / (2 * w.padded * (int64_t)sizeof(real)), 1);
+    struct work w = {.a = a};
+    TRY(NAME(token_walk_open)(ops, "token_attention", a, 2, &w.walk));
     struct unit sizes;
     char *memory;
     size_t stride;
     TRY(device_scratch(ops, ops->device->threads, place(&w, NULL, &sizes), &memory, &stride));
 #pragma omp parallel for schedule(dynamic) num_threads(ops->device->threads)
-    for (int64_t n = 0; n < w.batch * w.groups; n++) {
-        const int64_t b = n / w.groups, group = n % w.groups, share = w.heads / w.groups;
+    for (int64_t n = 0; n < w.walk.batch * w.walk.groups; n++) {
+        const int64_t b = n / w.walk.groups, group = n % w.walk.groups, share = w.walk.heads / w.walk.groups;
         struct unit x;
         place(&w, memory + stride * (size_t)omp_get_thread_num(), &x);
-        NAME(blocks_load)(blocks_rows(a->k, b, group), 0, w.length, w.width, 1, x.k);
-        NAME(blocks_load)(blocks_rows(a->v, b, group), 0, w.length, w.width, 1, x.v);
+        NAME(blocks_load)(blocks_rows(a->k, b, group), 0, w.walk.length, w.walk.width, 1, x.k);
+        NAME(blocks_load)(blocks_rows(a->v, b, group), 0, w.walk.length, w.walk.width, 1, x.v);
         for (int64_t h = group * share; h < (group + 1) * share; h++) run_head(&w, &x, b, h);
     }
     return STATUS_OK;

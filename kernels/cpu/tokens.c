@@ -31,6 +31,22 @@ enum status NAME(token_lists_check)(const struct ops *ops, const char *operation
         (long long)(wrong % reach->most), set.sinks_end, set.window_first - 1, set.chosen[wrong % reach->most]);
 }
 
+enum { RANGE_BYTES = 1 << 20 /* what stays in a thread's cache */ };
+
+enum status NAME(token_walk_open)(const struct ops *ops, const char *operation, const struct token_attention *a,
+                                  int64_t rows, struct token_walk *walk) {
+    *walk = (struct token_walk){.reach = token_reach_of(a->start, a->chosen, a->window, a->sinks),
+                                .batch = a->q.shape[0],
+                                .length = a->q.shape[1],
+                                .heads = a->q.shape[2],
+                                .groups = a->k.shape[2],
+                                .width = a->q.shape[3],
+                                .padded = pad_lanes(a->q.shape[3])};
+    walk->range = at_least(RANGE_BYTES / (rows * walk->padded * (int64_t)sizeof(real)), 1);
+    TRY(device_document_ends(operation, a->start, NULL));
+    return NAME(token_lists_check)(ops, operation, &walk->reach);
+}
+
 /* Element n of the result: the sum of x[n]'s elements. Halves are added while they are interleaved, which puts every
  * sum where it belongs. x is spoilt. */
 __attribute__((always_inline)) static inline vector sums_of(vector x[VECTOR]) {

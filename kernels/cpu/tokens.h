@@ -74,6 +74,15 @@ static inline int64_t token_set_all(const struct token_set *set, int32_t *tokens
  * −1. start is checked before. */
 enum status NAME(token_lists_check)(const struct ops *ops, const char *operation, const struct token_reach *reach);
 
+/* What token_attention and its backward pass walk over: queries come to ranges of `range` keys one after another. */
+struct token_walk {
+    struct token_reach reach;
+    int64_t batch, length, heads, groups, width, padded, range;
+};
+/* Document starts and lists checked; `rows`: rows of a token that a range holds, which decides how long it is. */
+enum status NAME(token_walk_open)(const struct ops *ops, const char *operation, const struct token_attention *a,
+                                  int64_t rows, struct token_walk *walk);
+
 /* Rows of `rows` [·][padded] that lie apart: tokens[0 … count−1]. padded: a multiple of LANES.
  * token_dots: e_u = x·row_u. token_gather: y += Σ weights_u row_u. token_scatter: row_u += weights_u x, tokens differ.
  */

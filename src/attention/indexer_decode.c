@@ -92,14 +92,6 @@ void indexer_cache_close(const struct ops *ops, struct attention_cache *c) {
     free(c);
 }
 
-/* The view [count,N,E] of slot `slot` of a cache [B,S,N,E], of `count` sequences from `first`. */
-static struct tensor slot_of(struct tensor cache, int64_t first, int64_t count, int64_t slot) {
-    const int64_t offset = first * cache.stride[0] + slot * cache.stride[1];
-    return (struct tensor){.data = (char *)cache.data + offset * (int64_t)dtype_size(cache.dtype), .dtype = cache.dtype,
-                           .rank = 3, .shape = {count, cache.shape[2], cache.shape[3]},
-                           .stride = {cache.stride[0], cache.stride[2], 1}};
-}
-
 /* Pools the last block of tokens of sequence b into the next slot. */
 static enum status complete_block(const struct attention_layer *layer, struct attention_cache *c,
                                   const struct attention_decode_pass *pass, int64_t b) {
@@ -109,7 +101,7 @@ static enum status complete_block(const struct attention_layer *layer, struct at
     u.shape[1] = coarse;
     const struct index_pool pool = {.u = u, .start = c->start, .pooled = c->one, .block = (int32_t)coarse};
     TRY(pass->ops->index_pool(pass->ops, &pool));
-    return pass->ops->copy(pass->ops, slot_of(c->one, 0, 1, 0), slot_of(c->pooled, b, 1, c->first[b] + c->blocks[b]++));
+    return pass->ops->copy(pass->ops, tensor_slot(c->one, 0, 1, 0), tensor_slot(c->pooled, b, 1, c->first[b] + c->blocks[b]++));
 }
 
 static enum status take_in(const struct attention_layer *layer, struct attention_cache *c,
@@ -117,9 +109,9 @@ static enum status take_in(const struct attention_layer *layer, struct attention
     const struct indexer_settings *s = layer->settings;
     const struct ops *ops = pass->ops;
     const struct tensor u = indexer_split(layer, c->index.u, c->batch, 1);
-    TRY(ops->copy(ops, pass->k, slot_of(c->k, 0, c->batch, pass->position)));
-    TRY(ops->copy(ops, pass->v, slot_of(c->v, 0, c->batch, pass->position)));
-    TRY(ops->copy(ops, slot_of(u, 0, c->batch, 0), slot_of(c->u, 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, pass->k, tensor_slot(c->k, 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, pass->v, tensor_slot(c->v, 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, tensor_slot(u, 0, c->batch, 0), tensor_slot(c->u, 0, c->batch, pass->position)));
     for (int64_t b = 0; b < c->batch; b++) {
         const int64_t tokens = pass->position - pass->start[b] + 1;
         if (tokens == 1) { /* a new document */

@@ -94,14 +94,6 @@ void nsa_cache_close(const struct ops *ops, struct attention_cache *c) {
     free(c);
 }
 
-/* The view [B,G,D] of one slot of a cache [B,S,G,D], of `count` sequences from `first`. */
-static struct tensor slot_of(struct tensor cache, int64_t first, int64_t count, int64_t slot) {
-    const int64_t offset = first * cache.stride[0] + slot * cache.stride[1];
-    return (struct tensor){.data = (char *)cache.data + offset * (int64_t)dtype_size(cache.dtype), .dtype = cache.dtype,
-                           .rank = 3, .shape = {count, cache.shape[2], cache.shape[3]},
-                           .stride = {cache.stride[0], cache.stride[2], 1}};
-}
-
 /* Compresses the last l tokens of sequence b into the next slot. */
 static enum status complete_block(const struct attention_layer *layer, struct attention_cache *c,
                                   const struct attention_decode_pass *pass, int64_t b) {
@@ -117,7 +109,7 @@ static enum status complete_block(const struct attention_layer *layer, struct at
         x.shape[1] = s->compress;
         const struct block_compress compress = nsa_compress(layer, rows[n], x, c->start, c->out, c->pre);
         TRY(ops->block_compress(ops, &compress));
-        TRY(ops->copy(ops, slot_of(c->out, 0, 1, 0), slot_of(to[n], b, 1, c->first[b] + c->blocks[b])));
+        TRY(ops->copy(ops, tensor_slot(c->out, 0, 1, 0), tensor_slot(to[n], b, 1, c->first[b] + c->blocks[b])));
     }
     c->blocks[b]++;
     return STATUS_OK;
@@ -128,14 +120,14 @@ static enum status store(const struct attention_layer *layer, struct attention_c
                          const struct attention_decode_pass *pass) {
     const struct ops *ops = pass->ops;
     const struct tensor positions = tensor_2d(pass->positions.data, DTYPE_I32, c->batch, 1);
-    TRY(ops->copy(ops, pass->k, slot_of(c->k[NSA_SELECTED], 0, c->batch, pass->position)));
-    TRY(ops->copy(ops, pass->v, slot_of(c->v[NSA_SELECTED], 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, pass->k, tensor_slot(c->k[NSA_SELECTED], 0, c->batch, pass->position)));
+    TRY(ops->copy(ops, pass->v, tensor_slot(c->v[NSA_SELECTED], 0, c->batch, pass->position)));
     for (enum nsa_branch n = NSA_COMPRESSED; n < NSA_BRANCHES; n++) {
         if (!nsa_own_kv(layer->settings, n)) continue;
         TRY(nsa_project(layer, ops, n, pass->x, positions, pass->frequencies, c->kv));
         const struct tensor k = nsa_kv_part(layer, c->kv, c->batch, 1, 0), v = nsa_kv_part(layer, c->kv, c->batch, 1, 1);
-        TRY(ops->copy(ops, slot_of(k, 0, c->batch, 0), slot_of(c->k[n], 0, c->batch, pass->position)));
-        TRY(ops->copy(ops, slot_of(v, 0, c->batch, 0), slot_of(c->v[n], 0, c->batch, pass->position)));
+        TRY(ops->copy(ops, tensor_slot(k, 0, c->batch, 0), tensor_slot(c->k[n], 0, c->batch, pass->position)));
+        TRY(ops->copy(ops, tensor_slot(v, 0, c->batch, 0), tensor_slot(c->v[n], 0, c->batch, pass->position)));
     }
     return STATUS_OK;
 }

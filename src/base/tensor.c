@@ -41,9 +41,13 @@ struct tensor tensor_4d(void *data, enum dtype dtype, int64_t n0, int64_t n1, in
     return contiguous(data, dtype, 4, (int64_t[]){n0, n1, n2, n3});
 }
 
-struct tensor tensor_none(void) { return (struct tensor){0}; }
+struct tensor tensor_none(void) {
+    return (struct tensor){0};
+}
 
-bool tensor_present(struct tensor t) { return t.rank > 0; }
+bool tensor_present(struct tensor t) {
+    return t.rank > 0;
+}
 
 int64_t tensor_count(struct tensor t) {
     if (t.rank == 0) return 0;
@@ -52,7 +56,9 @@ int64_t tensor_count(struct tensor t) {
     return count;
 }
 
-size_t tensor_bytes(struct tensor t) { return (size_t)tensor_count(t) * dtype_size(t.dtype); }
+size_t tensor_bytes(struct tensor t) {
+    return (size_t)tensor_count(t) * dtype_size(t.dtype);
+}
 
 bool tensor_is_contiguous(struct tensor t) {
     int64_t stride = 1;
@@ -85,6 +91,15 @@ struct tensor tensor_columns(struct tensor t, int64_t first, int64_t count) {
     t.data = advance(t, first);
     t.shape[t.rank - 1] = count;
     return t;
+}
+
+struct tensor tensor_slot(struct tensor cache, int64_t first, int64_t count, int64_t slot) {
+    const int64_t offset = first * cache.stride[0] + slot * cache.stride[1];
+    return (struct tensor){.data = (char *)cache.data + offset * (int64_t)dtype_size(cache.dtype),
+                           .dtype = cache.dtype,
+                           .rank = 3,
+                           .shape = {count, cache.shape[2], cache.shape[3]},
+                           .stride = {cache.stride[0], cache.stride[2], 1}};
 }
 
 struct tensor tensor_reshape(struct tensor t, int rank, const int64_t *shape) {

@@ -40,6 +40,8 @@ bool tensor_same_shape(struct tensor a, struct tensor b);
 struct tensor tensor_rows(struct tensor t, int64_t first, int64_t count);
 /* Columns first … first+count−1 of the last dimension: a strided view. */
 struct tensor tensor_columns(struct tensor t, int64_t first, int64_t count);
+/* Entry `slot` of `count` sequences, from `first`, of a cache [B,S,heads,width]: a view [count,heads,width]. */
+struct tensor tensor_slot(struct tensor cache, int64_t first, int64_t count, int64_t slot);
 /* The same elements under another shape; `t` must be contiguous. */
 struct tensor tensor_reshape(struct tensor t, int rank, const int64_t *shape);
 /* Splits the rows and the columns of a possibly column-strided matrix [B·T, heads·D] into a view [B,T,heads,D]. */
