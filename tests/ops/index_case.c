@@ -1,5 +1,7 @@
 #include "ops/index_case.h"
 
+#include "ops/case_arrays.h"
+
 #include "base/memory.h"
 #include "support/check.h"
 
@@ -104,13 +106,6 @@ int64_t index_chosen_count(const struct index_case *row) {
     return row->batch * row->length * row->lists * row->choose;
 }
 
-double index_draw(int64_t n, int64_t part) {
-    uint64_t x = (uint64_t)n * 2654435761u + (uint64_t)part * 40503u + 12345u;
-    x = (x ^ x >> 15) * 2246822519u;
-    x = (x & 0xffffffffu) ^ (x & 0xffffffffu) >> 13;
-    return (double)((int64_t)(x % 65536) - 32768) / 32768;
-}
-
 static double *new_array(int64_t count) {
     double *array;
     CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
@@ -125,12 +120,12 @@ void index_fill(const struct index_case *row, struct index_arrays *x) {
         const int64_t count = index_count(row, n);
         x->inputs[n] = new_array(count);
         for (int64_t i = 0; i < count; i++)
-            x->inputs[n][i] = (double)(float)(sizes[n] * index_draw(row->repeated ? i % (count / rows) : i, n));
+            x->inputs[n][i] = (double)(float)(sizes[n] * case_draw(row->repeated ? i % (count / rows) : i, n));
     }
     for (int n = 0; n < GRADIENTS; n++) x->gradients[n] = new_array(index_gradient_count(row, n));
     for (int n = 0; n < OUTPUTS; n++) x->outputs[n] = new_array(index_output_count(row, n));
     x->d_o = new_array(index_count(row, INPUT_Q));
-    for (int64_t i = 0; i < index_count(row, INPUT_Q); i++) x->d_o[i] = index_draw(i, 20);
+    for (int64_t i = 0; i < index_count(row, INPUT_Q); i++) x->d_o[i] = case_draw(i, 20);
     const size_t chosen = (size_t)index_chosen_count(row);
     CHECK_OK(memory_new(chosen, sizeof *x->chosen, "choices", &x->chosen));
     CHECK_OK(memory_new(chosen, sizeof *x->by_attention, "choices", &x->by_attention));
@@ -181,21 +176,6 @@ static struct tensor take(struct device_case *d, struct tensor t) {
     return t;
 }
 
-/* Copies between an array and a view of any strides, dense last dimension, in host memory. */
-static void move(struct tensor t, double *array, bool to_device) {
-    for (int64_t n = 0; n < tensor_count(t); n++) {
-        int64_t offset = 0, rest = n;
-        for (int i = t.rank - 1; i >= 0; i--) {
-            offset += rest % t.shape[i] * t.stride[i];
-            rest /= t.shape[i];
-        }
-        if (t.dtype == DTYPE_F64 && to_device) ((double *)t.data)[offset] = array[n];
-        if (t.dtype == DTYPE_F64 && !to_device) array[n] = ((double *)t.data)[offset];
-        if (t.dtype == DTYPE_F32 && to_device) ((float *)t.data)[offset] = (float)array[n];
-        if (t.dtype == DTYPE_F32 && !to_device) array[n] = (double)((float *)t.data)[offset];
-    }
-}
-
 /* Tensors of the inputs first … first + count − 1: columns of one matrix, as the model has them, or each its own. */
 static void take_fused(struct device_case *d, enum input first, int count, struct tensor *views) {
     const struct index_case *row = d->row;
@@ -231,9 +211,9 @@ static void open_case(struct device_case *d) {
     take_fused(d, INPUT_Q, 3, d->gradients);
     take_fused(d, INPUT_R, 3, d->gradients + INPUT_R);
     take_fused(d, INPUT_R, 3, d->gradients + INPUT_LEARNING);
-    for (int n = 0; n < INPUTS; n++) move(d->inputs[n], d->x->inputs[n], true);
+    for (int n = 0; n < INPUTS; n++) case_move(d->inputs[n], d->x->inputs[n], true);
     d->d_o = take(d, tensor_4d(NULL, ops->real, row->batch, row->length, row->heads, row->width));
-    move(d->d_o, d->x->d_o, true);
+    case_move(d->d_o, d->x->d_o, true);
     d->o = take(d, d->d_o);
     d->log_sums = take(d, tensor_3d(NULL, ops->statistic, row->batch, row->heads, row->length));
     for (int n = 0; n < 2; n++) {
@@ -355,25 +335,25 @@ void index_run(const struct ops *ops, const struct index_case *row, struct index
         pool(&d);
         choose(&d, INDEX_LEARNED, 0, d.chosen);
         choose(&d, INDEX_ATTENTION, 0, d.by_attention);
-        move(d.pooled, x->outputs[OUTPUT_POOLED], false);
+        case_move(d.pooled, x->outputs[OUTPUT_POOLED], false);
         CHECK_OK(ops->download(ops, d.chosen, x->chosen));
         CHECK_OK(ops->download(ops, d.by_attention, x->by_attention));
     }
     if (parts & RUN_ATTEND) {
         attend(&d, backward);
-        move(d.o, x->outputs[OUTPUT_O], false);
-        move(d.log_sums, x->outputs[OUTPUT_LOG_SUMS], false);
-        for (int n = 0; backward && n < INPUT_R; n++) move(d.gradients[n], x->gradients[n], false);
+        case_move(d.o, x->outputs[OUTPUT_O], false);
+        case_move(d.log_sums, x->outputs[OUTPUT_LOG_SUMS], false);
+        for (int n = 0; backward && n < INPUT_R; n++) case_move(d.gradients[n], x->gradients[n], false);
     }
     if (parts & RUN_LEARN) {
         for (int n = 0; n < 2; n++) {
             learn(&d, n, backward);
-            move(d.losses[n], x->outputs[OUTPUT_ALL + n], false);
+            case_move(d.losses[n], x->outputs[OUTPUT_ALL + n], false);
             check_loss(&d, d.loss[n], x->outputs[OUTPUT_ALL + n]);
         }
-        move(d.hits, x->outputs[OUTPUT_HITS], false);
+        case_move(d.hits, x->outputs[OUTPUT_HITS], false);
         x->outputs[OUTPUT_HITS][0] -= hits_before;
-        for (int n = INPUT_R; backward && n < GRADIENTS; n++) move(d.gradients[n], x->gradients[n], false);
+        for (int n = INPUT_R; backward && n < GRADIENTS; n++) case_move(d.gradients[n], x->gradients[n], false);
     }
     close_case(&d);
 }

@@ -61,8 +61,6 @@ int64_t index_output_count(const struct index_case *row, enum output output);
 int64_t index_gradient_count(const struct index_case *row, int gradient);
 int64_t index_chosen_count(const struct index_case *row);
 int32_t index_pool_block(const struct index_case *row);
-/* A number in [-1, 1), the oracle script's formula. */
-double index_draw(int64_t n, int64_t part);
 /* Inputs by index_draw, as the oracle script has them; outputs cleared. Released with index_free. */
 void index_fill(const struct index_case *row, struct index_arrays *x);
 void index_free(struct index_arrays *x);

@@ -1,5 +1,7 @@
 #include "ops/nsa_case.h"
 
+#include "ops/case_arrays.h"
+
 #include "base/memory.h"
 #include "support/check.h"
 
@@ -72,13 +74,6 @@ int64_t nsa_chosen_count(const struct nsa_case *row) {
     return row->batch * row->length * row->heads / row->select_group * row->select;
 }
 
-double nsa_draw(int64_t n, int64_t part) {
-    uint64_t x = (uint64_t)n * 2654435761u + (uint64_t)part * 40503u + 12345u;
-    x = (x ^ x >> 15) * 2246822519u;
-    x = (x & 0xffffffffu) ^ (x & 0xffffffffu) >> 13;
-    return (double)((int64_t)(x % 65536) - 32768) / 32768;
-}
-
 static double *new_array(int64_t count) {
     double *array;
     CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
@@ -96,13 +91,13 @@ void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x) {
         x->inputs[n] = new_array(count);
         for (int64_t i = 0; i < count; i++) {
             const bool same = row->repeated && n <= NSA_V;
-            x->inputs[n][i] = (double)(float)(size * nsa_draw(same ? i % (count / rows) : i, n));
+            x->inputs[n][i] = (double)(float)(size * case_draw(same ? i % (count / rows) : i, n));
         }
         if (n < NSA_LEARNING) x->gradients[n] = new_array(count);
     }
     for (int n = 0; n < NSA_OUTPUTS; n++) x->outputs[n] = new_array(nsa_output_count(row, n));
     x->d_o = new_array(nsa_count(row, NSA_Q));
-    for (int64_t i = 0; i < nsa_count(row, NSA_Q); i++) x->d_o[i] = nsa_draw(i, 20);
+    for (int64_t i = 0; i < nsa_count(row, NSA_Q); i++) x->d_o[i] = case_draw(i, 20);
     CHECK_OK(memory_new((size_t)nsa_chosen_count(row), sizeof *x->chosen, "choices", &x->chosen));
     CHECK_OK(memory_new((size_t)(row->batch * row->length), sizeof *x->start, "starts", &x->start));
     for (int64_t b = 0; b < row->batch; b++)
@@ -140,21 +135,6 @@ static struct tensor take(struct device_case *d, struct tensor t) {
     assert_true(d->count < TENSORS);
     d->blocks[d->count++] = t.data;
     return t;
-}
-
-/* Copies between an array and a view of any strides, dense last dimension, in host memory. */
-static void move(struct tensor t, double *array, bool to_device) {
-    for (int64_t n = 0; n < tensor_count(t); n++) {
-        int64_t offset = 0, rest = n;
-        for (int i = t.rank - 1; i >= 0; i--) {
-            offset += rest % t.shape[i] * t.stride[i];
-            rest /= t.shape[i];
-        }
-        if (t.dtype == DTYPE_F64 && to_device) ((double *)t.data)[offset] = array[n];
-        if (t.dtype == DTYPE_F64 && !to_device) array[n] = ((double *)t.data)[offset];
-        if (t.dtype == DTYPE_F32 && to_device) ((float *)t.data)[offset] = (float)array[n];
-        if (t.dtype == DTYPE_F32 && !to_device) array[n] = (double)((float *)t.data)[offset];
-    }
 }
 
 /* q, k, v as columns of one matrix, as the model has them. */
@@ -202,9 +182,9 @@ static void open_case(struct device_case *d, const struct nsa_arrays *x) {
         d->gradients[n] = take(d, shape_of(row, real, n));
         CHECK_OK(d->ops->fill(d->ops, d->gradients[n], 0)); /* they accumulate */
     }
-    for (int n = 0; n < NSA_INPUTS; n++) move(d->inputs[n], x->inputs[n], true);
+    for (int n = 0; n < NSA_INPUTS; n++) case_move(d->inputs[n], x->inputs[n], true);
     d->d_o = take(d, tensor_4d(NULL, real, row->batch, row->length, row->heads, row->width));
-    move(d->d_o, x->d_o, true);
+    case_move(d->d_o, x->d_o, true);
     d->o = take(d, d->d_o);
     for (int n = 0; n < 2; n++) {
         d->compressed[n] = take(d, tensor_4d(NULL, real, row->batch, blocks, row->groups, row->width));
@@ -363,7 +343,8 @@ static void check_loss(const struct device_case *d, const double *losses) {
     CHECK_OK(d->ops->download(d->ops, d->loss, &found));
     for (int64_t n = 0; n < tensor_count(d->losses); n++) expected += losses[n];
     expected = loss_before + loss_weight * expected;
-    if (!(fabs(found - expected) <= 1e-12 * fabs(expected))) fail_msg("loss: expected %.17g, found %.17g", expected, found);
+    if (!(fabs(found - expected) <= 1e-12 * fabs(expected)))
+        fail_msg("loss: expected %.17g, found %.17g", expected, found);
 }
 
 void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool with_backward) {
@@ -376,12 +357,12 @@ void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_array
         const struct block_mass mass = mass_of(&d, false);
         CHECK_OK(ops->block_mass(ops, &mass));
     }
-    move(d.o, x->outputs[NSA_O], false);
-    move(d.branches[0], x->outputs[NSA_COMPRESSED], false);
-    move(d.losses, x->outputs[NSA_LOSSES], false);
+    case_move(d.o, x->outputs[NSA_O], false);
+    case_move(d.branches[0], x->outputs[NSA_COMPRESSED], false);
+    case_move(d.losses, x->outputs[NSA_LOSSES], false);
     check_loss(&d, x->outputs[NSA_LOSSES]);
     CHECK_OK(ops->download(ops, d.chosen, x->chosen));
-    for (int n = 0; with_backward && n < NSA_LEARNING; n++) move(d.gradients[n], x->gradients[n], false);
+    for (int n = 0; with_backward && n < NSA_LEARNING; n++) case_move(d.gradients[n], x->gradients[n], false);
     for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
 }
 

@@ -55,8 +55,6 @@ extern const int nsa_case_count;
 int64_t nsa_count(const struct nsa_case *row, enum nsa_input input);
 int64_t nsa_output_count(const struct nsa_case *row, enum nsa_output output);
 int64_t nsa_chosen_count(const struct nsa_case *row);
-/* A number in [-1, 1), the oracle script's formula. */
-double nsa_draw(int64_t n, int64_t part);
 /* Inputs by nsa_draw, as the oracle script has them; outputs cleared. Released with nsa_free. */
 void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x);
 void nsa_free(struct nsa_arrays *x);

@@ -1,5 +1,6 @@
 /* The operations of the indexer: against PyTorch in float64 (tests/oracles/make_index_goldens.py), and against
  * themselves: other instruction sets, other numbers of threads, other strides, changed futures. */
+#include "ops/case_arrays.h"
 #include "ops/index_case.h"
 #include "support/check.h"
 
@@ -50,7 +51,7 @@ static void check_golden(const struct golden *g, int line, const char *name, con
                          double tolerance) {
     double sum = 0, size = 0;
     for (int64_t n = 0; n < count; n++) {
-        sum += found[n] * index_draw(n, 30);
+        sum += found[n] * case_draw(n, 30);
         size += found[n] * found[n];
     }
     for (int n = 0; n <= SAMPLES; n++) {

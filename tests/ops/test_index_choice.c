@@ -2,6 +2,7 @@
  * what is no number. Inputs are few whole numbers and E a power of 4, so that scores are exact in fp32 and equal ones
  * tie. */
 #include "base/memory.h"
+#include "ops/case_arrays.h"
 #include "ops/index_case.h"
 #include "support/check.h"
 
@@ -41,20 +42,19 @@ static const char *const way_names[WAYS] = {"few scores", "zeros", "keys are no 
                                             "queries are no numbers"};
 
 static void put(const struct index_case *row, struct index_arrays *x, enum way way) {
-    for (int64_t i = 0; i < index_count(row, INPUT_R); i++)
-        x->inputs[INPUT_R][i] = floor(1.5 * index_draw(i, 40) + 0.5);
-    for (int64_t i = 0; i < index_count(row, INPUT_U); i++) x->inputs[INPUT_U][i] = floor(2 * index_draw(i, 41) + 0.5);
+    for (int64_t i = 0; i < index_count(row, INPUT_R); i++) x->inputs[INPUT_R][i] = floor(1.5 * case_draw(i, 40) + 0.5);
+    for (int64_t i = 0; i < index_count(row, INPUT_U); i++) x->inputs[INPUT_U][i] = floor(2 * case_draw(i, 41) + 0.5);
     for (int64_t i = 0; i < index_count(row, INPUT_A); i++)
-        x->inputs[INPUT_A][i] = floor(4 * index_draw(i, 42) + 0.25) / 2;
+        x->inputs[INPUT_A][i] = floor(4 * case_draw(i, 42) + 0.25) / 2;
     if (way == WAY_ZEROS) {
         static const double zeros[] = {0, -0.0, -1, 0, -0.0, 1, -0.0, 0};
         for (int n = INPUT_R; n <= INPUT_A; n++)
             for (int64_t i = 0; i < index_count(row, n); i++)
-                x->inputs[n][i] = zeros[(int)(4 * (index_draw(i, 43 + n) + 1))];
+                x->inputs[n][i] = zeros[(int)(4 * (case_draw(i, 43 + n) + 1))];
     }
     const enum input spoilt = way == WAY_KEYS ? INPUT_U : way == WAY_WEIGHTS ? INPUT_A : INPUT_R;
     for (int64_t i = 0; way >= WAY_KEYS && i < index_count(row, spoilt); i++) {
-        const double draw = index_draw(i, 50);
+        const double draw = case_draw(i, 50);
         const double each = way == WAY_KEYS ? 0.1 : 0.02;
         if (draw < -1 + each) x->inputs[spoilt][i] = (double)NAN;
         if (draw > 1 - each && way != WAY_KEYS) x->inputs[spoilt][i] = -(double)NAN;
@@ -267,7 +267,7 @@ static void test_attention(void **state) {
         int32_t *expected;
         index_fill(row, &x);
         for (int n = INPUT_Q; n <= INPUT_K; n++)
-            for (int64_t i = 0; i < index_count(row, n); i++) x.inputs[n][i] = floor(1.5 * index_draw(i, 60 + n) + 0.5);
+            for (int64_t i = 0; i < index_count(row, n); i++) x.inputs[n][i] = floor(1.5 * case_draw(i, 60 + n) + 0.5);
         CHECK_OK(memory_new((size_t)row->length, sizeof *list, "scores", &list));
         CHECK_OK(memory_new((size_t)index_chosen_count(row), sizeof *expected, "choices", &expected));
         for (int64_t i = 0; i < row->batch * row->length * row->heads; i++) {

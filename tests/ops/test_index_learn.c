@@ -1,6 +1,7 @@
 /* Gradients of token_attention and of index_learn against central differences in fp64, the choice held fixed; and what
  * index_learn does with arguments that are optional. */
 #include "base/memory.h"
+#include "ops/case_arrays.h"
 #include "ops/index_case.h"
 #include "support/check.h"
 
@@ -172,7 +173,7 @@ static int32_t start[TOKENS], chosen[TOKENS][2][2];
 static struct index_learn example(void) {
     struct index_learn a = {.window = 3, .sinks = 1, .scale = 0.5, .weight = 2, .gradient_scale = 1};
     for (int n = 0; n < 4; n++)
-        for (int i = 0; i < TOKENS * HEADS * 4; i++) memory[n][i] = 2 * index_draw(i, 70 + n);
+        for (int i = 0; i < TOKENS * HEADS * 4; i++) memory[n][i] = 2 * case_draw(i, 70 + n);
     for (int i = 0; i < TOKENS * 4; i++) ((int32_t *)chosen)[i] = -1;
     a.scores.r = tensor_4d(memory[0], DTYPE_F64, 1, TOKENS, HEADS, 4);
     a.scores.u = tensor_4d(memory[1], DTYPE_F64, 1, TOKENS, HEADS, 4);

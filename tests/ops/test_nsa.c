@@ -2,6 +2,7 @@
  * differences, and against themselves: other instruction sets, other numbers of threads, changed futures, token by
  * token; the choice against a plain sort. */
 #include "base/memory.h"
+#include "ops/case_arrays.h"
 #include "ops/nsa_case.h"
 #include "support/check.h"
 
@@ -42,8 +43,8 @@ static void check_golden(const struct golden *g, int line, const char *name, con
                          double tolerance) {
     double sums[2] = {0}, size = 0;
     for (int64_t n = 0; n < count; n++) {
-        sums[0] += found[n] * nsa_draw(n, 30);
-        sums[1] += found[n] * nsa_draw(n, 31);
+        sums[0] += found[n] * case_draw(n, 30);
+        sums[1] += found[n] * case_draw(n, 31);
         size += found[n] * found[n];
     }
     for (int n = 0; n < SAMPLES + 2; n++) {
@@ -261,7 +262,8 @@ static void check_choice(const struct ops *ops, int64_t length, int32_t compress
     CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen));
     CHECK_OK(memory_new((size_t)select, sizeof *expected, "choices", &expected));
     for (int64_t t = 0; t < length; t++) q[t] = 1;
-    for (int64_t c = 0; c < blocks; c++) k[c] = levels ? floor((nsa_draw(c, 3) + 1) * levels / 2) : 2 * nsa_draw(c, 3);
+    for (int64_t c = 0; c < blocks; c++)
+        k[c] = levels ? floor((case_draw(c, 3) + 1) * levels / 2) : 2 * case_draw(c, 3);
     const struct compressed_attention a = {.q = tensor_4d(real_q, ops->real, 1, length, 1, 1),
                                            .k = tensor_4d(real_k, ops->real, 1, blocks, 1, 1),
                                            .start = tensor_2d(start, DTYPE_I32, 1, length),
@@ -343,7 +345,7 @@ static void test_decode(void **state) {
     for (int n = 0; n < 9; n++) CHECK_OK(ops->allocate(ops, tensor_bytes(t[n]), &t[n].data));
     CHECK_OK(ops->allocate(ops, tensor_bytes(place), &place.data));
     for (int n = 0; n < 3; n++)
-        for (int64_t i = 0; i < tensor_count(t[n]); i++) ((double *)t[n].data)[i] = 2 * nsa_draw(i, n);
+        for (int64_t i = 0; i < tensor_count(t[n]); i++) ((double *)t[n].data)[i] = 2 * case_draw(i, n);
     memset(t[5].data, 0, tensor_bytes(t[5]));
     const struct compressed_attention a = {.q = t[0],
                                            .k = t[1],

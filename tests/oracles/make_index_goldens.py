@@ -3,7 +3,7 @@
 
     build/oracles/bin/python tests/oracles/make_index_goldens.py > tests/ops/index_goldens.inc
 
-Inputs are an exact formula of their index (`draw`, the same as index_draw in tests/ops/index_case.c); the cases are those of
+Inputs are an exact formula of their index (draws.py, the same as case_draw in tests/ops/case_arrays.h); the cases are those of
 index_cases there of at most 301 tokens, read from the source. Of every output and gradient the file holds sampled elements and a
 weighted sum over all of them, of the choices (by what is learned, by attention) a sum each. Gradients are autograd's: of sum(o·d_o) for
 q, k, v; of 0.7·sum(losses) for r, u, a, over all pairs and over those attended; with the choice held fixed.
@@ -14,21 +14,11 @@ import re
 
 import torch
 
+from draws import draw
+
 SAMPLES = 4
 LONGEST = 301
 SOURCE = pathlib.Path(__file__).parent.parent / "ops" / "index_case.c"
-
-
-def draw(count, part):
-    """Numbers in [-1, 1), a multiple of 2^-15 each."""
-    mask64 = (1 << 64) - 1
-    out = []
-    for n in range(count):
-        x = (n * 2654435761 + part * 40503 + 12345) & mask64
-        x = ((x ^ (x >> 15)) * 2246822519) & mask64
-        x = (x & 0xFFFFFFFF) ^ ((x & 0xFFFFFFFF) >> 13)
-        out.append((x % 65536 - 32768) / 32768)
-    return torch.tensor(out, dtype=torch.float64)
 
 
 def cases():

@@ -3,7 +3,7 @@
 
     build/oracles/bin/python tests/oracles/make_nsa_goldens.py > tests/ops/nsa_goldens.inc
 
-Inputs are an exact formula of their index (`draw`, the same as nsa_draw in tests/ops/nsa_case.c); the cases are those of nsa_cases
+Inputs are an exact formula of their index (draws.py, the same as case_draw in tests/ops/case_arrays.h); the cases are those of nsa_cases
 there, read from the source. Of every output the file holds sampled elements and two weighted sums over all of them, of the choice a
 sum; gradients are autograd's of sum(o·d_o) + 0.7·sum(losses), with the choice held fixed.
 """
@@ -13,20 +13,10 @@ import re
 
 import torch
 
+from draws import draw
+
 SAMPLES = 4
 SOURCE = pathlib.Path(__file__).parent.parent / "ops" / "nsa_case.c"
-
-
-def draw(count, part):
-    """Numbers in [-1, 1), a multiple of 2^-15 each."""
-    mask64 = (1 << 64) - 1
-    out = []
-    for n in range(count):
-        x = (n * 2654435761 + part * 40503 + 12345) & mask64
-        x = ((x ^ (x >> 15)) * 2246822519) & mask64
-        x = (x & 0xFFFFFFFF) ^ ((x & 0xFFFFFFFF) >> 13)
-        out.append((x % 65536 - 32768) / 32768)
-    return torch.tensor(out, dtype=torch.float64)
 
 
 def cases():
