@@ -5,15 +5,7 @@
  *       [--select-group 1] */
 #include "bench/parts.h"
 
-#include "base/memory.h"
-#include "kernels/ops.h"
-
-#include <getopt.h>
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-
-enum { TENSORS = 19 };
 
 struct options {
     struct lengths lengths;
@@ -23,10 +15,9 @@ struct options {
 
 /* Keys and values (n = 0, 1), and what is made of them. */
 struct bench {
-    const struct ops *ops;
+    struct tensors *tensors;
+    const struct ops *ops; /* theirs */
     const struct options *o;
-    void *blocks[TENSORS];
-    int block_count;
     struct block_compress compress[2];
     struct compressed_attention attention;
     struct tensor chosen;
@@ -34,38 +25,25 @@ struct bench {
 
 enum { ATTENTION, CHOICE, COMPRESSION, KINDS };
 
-/* std 0: cleared. */
-static enum status take(struct bench *x, struct tensor t, double std, struct tensor *out) {
-    TRY(x->ops->allocate(x->ops, tensor_bytes(t), &t.data));
-    x->blocks[x->block_count++] = t.data;
-    *out = t;
-    return std == 0 ? STATUS_OK : x->ops->fill_normal(x->ops, t, std, 1, (uint64_t)x->block_count);
-}
-
 static enum status open_tensors(struct bench *x, int64_t length) {
     const struct options *o = x->o;
     const enum dtype real = x->ops->real;
     const int64_t blocks = compressed_bound(length, o->compress, o->stride), wide = 2 * o->width;
     struct compressed_attention *a = &x->attention;
     struct tensor start;
-    int32_t *zeros;
-    TRY(take(x, tensor_2d(NULL, DTYPE_I32, 1, length), 0, &start));
-    TRY(memory_new((size_t)length, sizeof *zeros, "documents", &zeros));
-    enum status status = x->ops->upload(x->ops, start, zeros);
-    free(zeros);
-    TRY(status);
+    TRY(take_start(x->tensors, length, &start));
     for (int n = 0; n < 2; n++) {
         struct block_compress *c = &x->compress[n];
         *c = (struct block_compress){
             .start = start, .compress = (int32_t)o->compress, .stride = (int32_t)o->stride, .places = tensor_none()};
         const int64_t inputs = o->compress * o->width;
-        TRY(take(x, tensor_4d(NULL, real, 1, length, o->groups, o->width), 1, &c->x));
-        TRY(take(x, tensor_2d(NULL, real, wide, inputs), 1 / sqrt((double)inputs), &c->w1));
-        TRY(take(x, tensor_1d(NULL, real, wide), 1, &c->b1));
-        TRY(take(x, tensor_2d(NULL, real, o->width, wide), 1 / sqrt((double)wide), &c->w2));
-        TRY(take(x, tensor_2d(NULL, real, o->compress, o->width), 1, &c->places));
-        TRY(take(x, tensor_4d(NULL, real, 1, blocks, o->groups, o->width), 0, &c->out));
-        TRY(take(x, tensor_4d(NULL, real, 1, blocks, o->groups, wide), 0, &c->pre));
+        TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->groups, o->width), 1, &c->x));
+        TRY(take(x->tensors, tensor_2d(NULL, real, wide, inputs), 1 / sqrt((double)inputs), &c->w1));
+        TRY(take(x->tensors, tensor_1d(NULL, real, wide), 1, &c->b1));
+        TRY(take(x->tensors, tensor_2d(NULL, real, o->width, wide), 1 / sqrt((double)wide), &c->w2));
+        TRY(take(x->tensors, tensor_2d(NULL, real, o->compress, o->width), 1, &c->places));
+        TRY(take(x->tensors, tensor_4d(NULL, real, 1, blocks, o->groups, o->width), 0, &c->out));
+        TRY(take(x->tensors, tensor_4d(NULL, real, 1, blocks, o->groups, wide), 0, &c->pre));
     }
     *a = (struct compressed_attention){.k = x->compress[0].out,
                                        .v = x->compress[1].out,
@@ -76,10 +54,11 @@ static enum status open_tensors(struct bench *x, int64_t length) {
                                        .select = (int32_t)o->select,
                                        .select_group = (int32_t)o->select_group,
                                        .scale = 1 / sqrt((double)o->width)};
-    TRY(take(x, tensor_4d(NULL, real, 1, length, o->heads, o->width), 1, &a->q));
-    TRY(take(x, a->q, 0, &a->o));
-    TRY(take(x, tensor_3d(NULL, x->ops->statistic, 1, o->heads, length), 0, &a->log_sums));
-    return take(x, tensor_4d(NULL, DTYPE_I32, 1, length, o->heads / o->select_group, o->select), 0, &x->chosen);
+    TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->heads, o->width), 1, &a->q));
+    TRY(take(x->tensors, a->q, 0, &a->o));
+    TRY(take(x->tensors, tensor_3d(NULL, x->ops->statistic, 1, o->heads, length), 0, &a->log_sums));
+    return take(x->tensors, tensor_4d(NULL, DTYPE_I32, 1, length, o->heads / o->select_group, o->select), 0,
+                &x->chosen);
 }
 
 static enum status run(struct bench *x, int kind) {
@@ -113,17 +92,13 @@ done:
     return status;
 }
 
-static enum status bench_length(const struct options *o, int64_t length) {
-    struct bench x = {.o = o};
-    TRY(ops_open("cpu", &(struct ops_options){.threads = (int)o->threads, .isa = o->isa}, &x.ops));
-    enum status status = open_tensors(&x, length);
-    if (status == STATUS_OK) status = measure(&x, length);
-    while (x.block_count) x.ops->release(x.ops, x.blocks[--x.block_count]);
-    x.ops->close(x.ops);
-    return status;
+static enum status bench_length(struct tensors *tensors, int64_t length, const void *options) {
+    struct bench x = {.tensors = tensors, .ops = tensors->ops, .o = options};
+    TRY(open_tensors(&x, length));
+    return measure(&x, length);
 }
 
-static bool read_options(int count, char **words, struct options *o) {
+static bool read(int count, char **words, struct options *o) {
     static const struct option names[] = {
         {"lengths", 1, NULL, 'l'}, {"isa", 1, NULL, 'i'},  {"repeats", 1, NULL, 0}, {"threads", 1, NULL, 1},
         {"heads", 1, NULL, 2},     {"groups", 1, NULL, 3}, {"width", 1, NULL, 4},   {"compress", 1, NULL, 5},
@@ -132,15 +107,7 @@ static bool read_options(int count, char **words, struct options *o) {
     };
     long *const numbers[] = {&o->repeats,  &o->threads, &o->heads, &o->groups, &o->width,
                              &o->compress, &o->stride,  &o->block, &o->select, &o->select_group};
-    for (int name; (name = getopt_long(count, words, "", names, NULL)) != -1;) {
-        char *end;
-        if (name == 'i')
-            o->isa = optarg;
-        else if (name == 'l' ? !read_lengths(optarg, &o->lengths)
-                             : name == '?' || !read_number(optarg, &end, numbers[name]) || *end)
-            return false;
-    }
-    return optind == count;
+    return read_options(count, words, names, numbers, &o->lengths, &o->isa);
 }
 
 int main(int count, char **words) {
@@ -155,14 +122,9 @@ int main(int count, char **words) {
                         .block = 64,
                         .select = 16,
                         .select_group = 1};
-    if (!read_options(count, words, &o)) {
+    if (!read(count, words, &o)) {
         fprintf(stderr, "choosing: options as in the head of tests/bench/choosing.c, each a number above 0\n");
         return 2;
     }
-    for (int n = 0; n < o.lengths.count; n++)
-        if (bench_length(&o, o.lengths.values[n]) != STATUS_OK) {
-            fprintf(stderr, "choosing: %s\n", error_message());
-            return 1;
-        }
-    return 0;
+    return run_lengths("choosing", &o.lengths, (int)o.threads, o.isa, bench_length, &o);
 }

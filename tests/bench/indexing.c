@@ -6,14 +6,7 @@
  *       [--coarse-blocks 32]                                             without --coarse: one level */
 #include "bench/parts.h"
 
-#include "base/memory.h"
-#include "kernels/ops.h"
-
-#include <getopt.h>
 #include <math.h>
-#include <stdio.h>
-
-enum { TENSORS = 24 };
 
 struct options {
     struct lengths lengths;
@@ -22,10 +15,9 @@ struct options {
 };
 
 struct bench {
-    const struct ops *ops;
+    struct tensors *tensors;
+    const struct ops *ops; /* theirs */
     const struct options *o;
-    void *blocks[TENSORS];
-    int block_count;
     struct index_pool pool;
     struct index_select select;
     struct token_attention_backward attention;
@@ -34,35 +26,22 @@ struct bench {
 
 enum { CHOICE, ATTENTION, BACKWARD, LEARNING, PARTS };
 
-/* std 0: cleared. */
-static enum status take(struct bench *x, struct tensor t, double std, struct tensor *out) {
-    TRY(x->ops->allocate(x->ops, tensor_bytes(t), &t.data));
-    x->blocks[x->block_count++] = t.data;
-    *out = t;
-    return std == 0 ? STATUS_OK : x->ops->fill_normal(x->ops, t, std, 1, (uint64_t)x->block_count);
-}
-
 static enum status open_scores(struct bench *x, int64_t length) {
     const struct options *o = x->o;
     const enum dtype real = x->ops->real;
     struct index_select *s = &x->select;
     struct index_learn *l = &x->learn;
-    int32_t *zeros;
     *s = (struct index_select){.scores.lists = (int32_t)o->lists,
                                .window = (int32_t)o->window,
                                .coarse = (int32_t)o->coarse,
                                .coarse_blocks = (int32_t)o->coarse_blocks};
-    TRY(take(x, tensor_2d(NULL, DTYPE_I32, 1, length), 0, &s->start));
-    TRY(memory_new((size_t)length, sizeof *zeros, "documents", &zeros));
-    enum status status = x->ops->upload(x->ops, s->start, zeros);
-    free(zeros);
-    TRY(status);
-    TRY(take(x, tensor_4d(NULL, real, 1, length, o->lists * o->index_heads, o->index_width), 1, &s->scores.r));
-    TRY(take(x, tensor_4d(NULL, real, 1, length, o->lists, o->index_width), 1, &s->scores.u));
-    TRY(take(x, tensor_3d(NULL, real, 1, length, o->lists * o->index_heads), 1, &s->scores.a));
-    TRY(take(x, tensor_4d(NULL, DTYPE_I32, 1, length, o->lists, o->tokens), 0, &s->chosen));
+    TRY(take_start(x->tensors, length, &s->start));
+    TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->lists * o->index_heads, o->index_width), 1, &s->scores.r));
+    TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->lists, o->index_width), 1, &s->scores.u));
+    TRY(take(x->tensors, tensor_3d(NULL, real, 1, length, o->lists * o->index_heads), 1, &s->scores.a));
+    TRY(take(x->tensors, tensor_4d(NULL, DTYPE_I32, 1, length, o->lists, o->tokens), 0, &s->chosen));
     if (o->coarse > 0)
-        TRY(take(x,
+        TRY(take(x->tensors,
                  tensor_4d(NULL, real, 1, compressed_bound(length, o->coarse, o->coarse), 2 * o->lists, o->index_width),
                  0, &s->pooled));
     x->pool =
@@ -74,10 +53,10 @@ static enum status open_scores(struct bench *x, int64_t length) {
                               .window = s->window,
                               .scale = 1 / sqrt((double)o->width),
                               .gradient_scale = 1};
-    TRY(take(x, s->scores.r, 0, &l->d_r));
-    TRY(take(x, s->scores.u, 0, &l->d_u));
-    TRY(take(x, s->scores.a, 0, &l->d_a));
-    return take(x, tensor_3d(NULL, x->ops->statistic, 1, o->lists, length), 0, &l->losses);
+    TRY(take(x->tensors, s->scores.r, 0, &l->d_r));
+    TRY(take(x->tensors, s->scores.u, 0, &l->d_u));
+    TRY(take(x->tensors, s->scores.a, 0, &l->d_a));
+    return take(x->tensors, tensor_3d(NULL, x->ops->statistic, 1, o->lists, length), 0, &l->losses);
 }
 
 static enum status open_attention(struct bench *x, int64_t length) {
@@ -89,15 +68,15 @@ static enum status open_attention(struct bench *x, int64_t length) {
                                   .chosen = x->select.chosen,
                                   .window = x->select.window,
                                   .scale = 1 / sqrt((double)o->width)};
-    TRY(take(x, tensor_4d(NULL, real, 1, length, o->heads, o->width), 1, &a->q));
-    TRY(take(x, tensor_4d(NULL, real, 1, length, o->groups, o->width), 1, &a->k));
-    TRY(take(x, a->k, 1, &a->v));
-    TRY(take(x, a->q, 0, &a->o));
-    TRY(take(x, a->q, 1, &g->d_o));
-    TRY(take(x, a->q, 0, &g->dq));
-    TRY(take(x, a->k, 0, &g->dk));
-    TRY(take(x, a->k, 0, &g->dv));
-    TRY(take(x, tensor_3d(NULL, x->ops->statistic, 1, o->heads, length), 0, &a->log_sums));
+    TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->heads, o->width), 1, &a->q));
+    TRY(take(x->tensors, tensor_4d(NULL, real, 1, length, o->groups, o->width), 1, &a->k));
+    TRY(take(x->tensors, a->k, 1, &a->v));
+    TRY(take(x->tensors, a->q, 0, &a->o));
+    TRY(take(x->tensors, a->q, 1, &g->d_o));
+    TRY(take(x->tensors, a->q, 0, &g->dq));
+    TRY(take(x->tensors, a->k, 0, &g->dk));
+    TRY(take(x->tensors, a->k, 0, &g->dv));
+    TRY(take(x->tensors, tensor_3d(NULL, x->ops->statistic, 1, o->heads, length), 0, &a->log_sums));
     x->learn.q = a->q;
     x->learn.k = a->k;
     return STATUS_OK;
@@ -140,18 +119,14 @@ done:
     return status;
 }
 
-static enum status bench_length(const struct options *o, int64_t length) {
-    struct bench x = {.o = o};
-    TRY(ops_open("cpu", &(struct ops_options){.threads = (int)o->threads, .isa = o->isa}, &x.ops));
-    enum status status = open_scores(&x, length);
-    if (status == STATUS_OK) status = open_attention(&x, length);
-    if (status == STATUS_OK) status = measure(&x, length);
-    while (x.block_count) x.ops->release(x.ops, x.blocks[--x.block_count]);
-    x.ops->close(x.ops);
-    return status;
+static enum status bench_length(struct tensors *tensors, int64_t length, const void *options) {
+    struct bench x = {.tensors = tensors, .ops = tensors->ops, .o = options};
+    TRY(open_scores(&x, length));
+    TRY(open_attention(&x, length));
+    return measure(&x, length);
 }
 
-static bool read_options(int count, char **words, struct options *o) {
+static bool read(int count, char **words, struct options *o) {
     static const struct option names[] = {
         {"lengths", 1, NULL, 'l'},   {"isa", 1, NULL, 'i'},          {"repeats", 1, NULL, 0}, {"threads", 1, NULL, 1},
         {"heads", 1, NULL, 2},       {"groups", 1, NULL, 3},         {"width", 1, NULL, 4},   {"lists", 1, NULL, 5},
@@ -160,15 +135,7 @@ static bool read_options(int count, char **words, struct options *o) {
     };
     long *const numbers[] = {&o->repeats,     &o->threads,     &o->heads,  &o->groups, &o->width,  &o->lists,
                              &o->index_heads, &o->index_width, &o->tokens, &o->window, &o->coarse, &o->coarse_blocks};
-    for (int name; (name = getopt_long(count, words, "", names, NULL)) != -1;) {
-        char *end;
-        if (name == 'i')
-            o->isa = optarg;
-        else if (name == 'l' ? !read_lengths(optarg, &o->lengths)
-                             : name == '?' || !read_number(optarg, &end, numbers[name]) || *end)
-            return false;
-    }
-    return optind == count;
+    return read_options(count, words, names, numbers, &o->lengths, &o->isa);
 }
 
 int main(int count, char **words) {
@@ -184,14 +151,9 @@ int main(int count, char **words) {
                         .tokens = 256,
                         .window = 128,
                         .coarse_blocks = 32};
-    if (!read_options(count, words, &o)) {
+    if (!read(count, words, &o)) {
         fprintf(stderr, "indexing: options as in the head of tests/bench/indexing.c, each a number above 0\n");
         return 2;
     }
-    for (int n = 0; n < o.lengths.count; n++)
-        if (bench_length(&o, o.lengths.values[n]) != STATUS_OK) {
-            fprintf(stderr, "indexing: %s\n", error_message());
-            return 1;
-        }
-    return 0;
+    return run_lengths("indexing", &o.lengths, (int)o.threads, o.isa, bench_length, &o);
 }
