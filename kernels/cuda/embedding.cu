@@ -62,36 +62,40 @@ __global__ void __launch_bounds__(digits)
     counts[static_cast<int64_t>(thread) * gridDim.x + blockIdx.x] = count[thread];
 }
 
-/* The sum of x over this and all earlier threads of a block of `digits`. All threads must call it. */
-__device__ inline int32_t running_sum(int32_t x) {
-    SHARED(int32_t, sums, [digits]);
-    const int thread = static_cast<int>(threadIdx.x);
-    __syncthreads(); /* the sums of an earlier call are read */
-    sums[thread] = x;
-    __syncthreads();
-    for (int step = 1; step < digits; step *= 2) {
-        if (thread >= step) x += sums[thread - step];
-        __syncthreads();
-        sums[thread] = x;
-        __syncthreads();
+/* The sum of x over this and all earlier lanes of a warp. */
+__device__ inline int32_t warp_running_sum(int32_t x) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int32_t before = __shfl_up_sync(whole_warp, x, step);
+        if (lane >= step) x += before;
     }
     return x;
 }
 
-/* counts[digit][tile] becomes the entries with that digit in earlier tiles; totals[digit] those in all. A block a digit. */
-__global__ void __launch_bounds__(digits) scan_counts_kernel(int32_t *counts, int64_t tiles, int32_t *totals) {
-    SHARED(int32_t, carried, [1]);
-    const int thread = static_cast<int>(threadIdx.x);
-    int32_t *row = counts + blockIdx.x * tiles, before = 0;
-    for (int64_t first = 0; first < tiles; first += digits) {
-        const int64_t t = first + thread;
-        const int32_t count = t < tiles ? row[t] : 0, sum = running_sum(count);
+/* The sum of x over this and all earlier threads of a block of `digits`. Called once by every thread of a block. */
+__device__ inline int32_t block_running_sum(int32_t x) {
+    SHARED(int32_t, sums, [digits / 32]);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    x = warp_running_sum(x);
+    if (threadIdx.x % 32 == 31) sums[warp] = x;
+    __syncthreads();
+    for (int w = 0; w < warp; w++) x += sums[w];
+    return x;
+}
+
+/* counts[digit][tile] becomes the entries with that digit in earlier tiles; totals[digit] those in all. A warp a digit. */
+__global__ void __launch_bounds__(32 * warps_a_block) scan_counts_kernel(int32_t *counts, int64_t tiles, int32_t *totals) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t digit = static_cast<int64_t>(blockIdx.x) * warps_a_block + threadIdx.x / 32;
+    int32_t *row = counts + digit * tiles, before = 0;
+    for (int64_t first = 0; first < tiles; first += 32) {
+        const int64_t t = first + lane;
+        const int32_t count = t < tiles ? row[t] : 0, sum = warp_running_sum(count);
         if (t < tiles) row[t] = before + sum - count;
-        if (thread == digits - 1) carried[0] = sum;
-        __syncthreads();
-        before += carried[0];
+        before += __shfl_sync(whole_warp, sum, 31);
     }
-    if (thread == 0) totals[blockIdx.x] = before;
+    if (lane == 0) totals[digit] = before;
 }
 
 /* Puts the entries of a tile where their digit's begin, after those of earlier tiles, in their own order: thread d walks over the tile
@@ -104,7 +108,7 @@ __global__ void __launch_bounds__(digits) place_entries_kernel(const entry *from
     const int here = static_cast<int>(n - first < tile ? n - first : tile);
     for (int i = thread; i < here; i += digits) entries[i] = entry_at(from, ids, first + i);
     const int32_t total = totals[thread];
-    int64_t place = running_sum(total) - total; /* its barriers also show every thread all entries */
+    int64_t place = block_running_sum(total) - total; /* its barrier also shows every thread all entries */
     place += counts[static_cast<int64_t>(thread) * gridDim.x + blockIdx.x];
     for (int i = 0; i < here; i++) {
         if (digit_of(entries[i], shift) == thread) to[place++] = entries[i];
@@ -204,7 +208,8 @@ enum status sort_ids(const struct ops *ops, const int32_t *ids, int64_t n, int64
     for (int shift = 0; shift == 0 || (below - 1) >> shift > 0; shift += digit_bits) {
         TRY(device_launch(ops, "embedding_backward: count", count_digits_kernel, tiles, digits, 0, from, ids, n, shift,
                           space.counts));
-        TRY(device_launch(ops, "embedding_backward: scan", scan_counts_kernel, dim3(digits), digits, 0, space.counts,
+        TRY(device_launch(ops, "embedding_backward: scan", scan_counts_kernel, dim3(digits / warps_a_block),
+                          32 * warps_a_block, 0, space.counts,
                           static_cast<int64_t>(tiles.x), space.totals));
         TRY(device_launch(ops, "embedding_backward: place", place_entries_kernel, tiles, digits, 0, from, ids, n, shift,
                           space.counts, space.totals, space.lists[next]));
