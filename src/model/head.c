@@ -98,7 +98,7 @@ void head_close(struct head **out) {
 /* logits [count,V] = hidden [count,C]·Wᵀ. */
 static enum status project(const struct model *model, struct tensor hidden, struct tensor logits) {
     const struct param *row = head_row(model);
-    struct gemm gemm = {.a = hidden, .b = row->value, .c = logits, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
+    struct gemm gemm = {.a = hidden, .b = row->working, .c = logits, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
                         .constant_b = !row->owned || !tensor_present(row->grad)};
     return model->params.ops->gemm(model->params.ops, &gemm);
 }
@@ -108,7 +108,7 @@ static enum status project_backward(const struct model *model, struct tensor d_l
                                     struct tensor d_hidden) {
     const struct ops *ops = model->params.ops;
     const struct param *row = head_row(model);
-    struct gemm gemm = {.a = d_logits, .b = row->value, .c = d_hidden, .alpha = 1, .bf16 = model->bf16,
+    struct gemm gemm = {.a = d_logits, .b = row->working, .c = d_hidden, .alpha = 1, .bf16 = model->bf16,
                         .constant_b = !row->owned || !tensor_present(row->grad)};
     TRY(ops->gemm(ops, &gemm));
     if (!row->trained) return STATUS_OK;
