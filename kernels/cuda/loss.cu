@@ -58,8 +58,8 @@ template <class T> struct row_frame {
     }
 };
 
-/* Whether a pack of memory holds the same elements of rows of each of these. */
-inline bool same_frame(const void *a, const void *b) {
+/* Whether a pack of memory holds the same elements of both rows; NULL: no row. */
+__device__ inline bool same_frame(const void *a, const void *b) {
     return !a || !b || reinterpret_cast<uintptr_t>(a) % 16 == reinterpret_cast<uintptr_t>(b) % 16;
 }
 
@@ -158,12 +158,11 @@ template <class T, bool TEACHER, bool TEMPERED, bool EVAL> struct row_state {
 /* ---- the rows of the head ----------------------------------------------------------------------------------------------- */
 
 template <class T> struct loss_arguments {
-    const T *student, *teacher; /* [rows,width]; teacher NULL without one */
+    const T *student, *teacher; /* [rows,width], strided rows; teacher NULL without one */
     const int32_t *targets;     /* [rows] or NULL */
-    T *gradient;                /* [rows,width] or NULL; may be student */
+    T *gradient;                /* [rows,width], strided rows, or NULL; may be student */
     float *kl, *reverse_kl, *ce, *teacher_ce, *agree, *entropy; /* [rows] or NULL */
-    int64_t rows, width;
-    bool aligned;
+    int64_t rows, width, of_student, of_teacher, of_gradient; /* of_…: elements from row to row */
     float inverse; /* 1/temperature */
     double temperature, of_kl, of_ce; /* factors of the gradient */
 };
@@ -179,9 +178,10 @@ template <class T> __device__ void ignore_row(const loss_arguments<T> &a, int64_
         for (float *output : outputs) put(output, row, 0);
     }
     if (!a.gradient) return;
-    const row_frame<T> frame(a.gradient + row * a.width, a.width, a.aligned);
+    T *gradient = a.gradient + row * a.of_gradient;
+    const row_frame<T> frame(gradient, a.width, true);
     const float zero[pack_width<T>] = {};
-    for (int64_t p = threadIdx.x; p < frame.packs; p += threads) frame.store(a.gradient + row * a.width, frame.first(p), zero);
+    for (int64_t p = threadIdx.x; p < frame.packs; p += threads) frame.store(gradient, frame.first(p), zero);
 }
 
 /* The figures of a row, by one thread. student, teacher: the target's logits. */
@@ -216,7 +216,8 @@ __device__ void put_gradient(const loss_arguments<T> &a, int64_t row, const row_
     if (divergence) of_p = static_cast<float>(a.of_kl / tempered[OF_TEACHER]);
     if (divergence && TEMPERED) of_q = static_cast<float>(a.of_kl / tempered[OF_STUDENT]);
     if (!TEMPERED || a.of_ce != 0) of_plain = static_cast<float>(((divergence && !TEMPERED ? a.of_kl : 0) + a.of_ce) / plain[OF_STUDENT]);
-    const T *student = a.student + row * a.width, *teacher = a.teacher + row * a.width;
+    const T *student = a.student + row * a.of_student, *teacher = a.teacher + row * a.of_teacher;
+    T *gradient = a.gradient + row * a.of_gradient;
     for (int64_t p = threadIdx.x; p < frame.packs; p += threads) {
         const int64_t at = frame.first(p);
         float s[W], t[W] = {};
@@ -230,7 +231,7 @@ __device__ void put_gradient(const loss_arguments<T> &a, int64_t row, const row_
             if (divergence) g -= of_p * exponential<T>((t[i] - state.teacher.value) * (TEMPERED ? a.inverse : 1));
             s[i] = at + i == target ? g - of_ce : g;
         }
-        frame.store(a.gradient + row * a.width, at, s);
+        frame.store(gradient, at, s);
     }
 }
 
@@ -243,8 +244,9 @@ __global__ void __launch_bounds__(threads) loss_rows_kernel(loss_arguments<T> a)
             ignore_row(a, row);
             continue;
         }
-        const T *student = a.student + row * a.width, *teacher = TEACHER ? a.teacher + row * a.width : nullptr;
-        const row_frame<T> frame(student, a.width, a.aligned);
+        const T *student = a.student + row * a.of_student, *teacher = TEACHER ? a.teacher + row * a.of_teacher : nullptr;
+        const T *gradient = a.gradient ? a.gradient + row * a.of_gradient : nullptr;
+        const row_frame<T> frame(student, a.width, same_frame(student, teacher) && same_frame(student, gradient));
         row_state<T, TEACHER, TEMPERED, EVAL> state;
         for (int64_t p = threadIdx.x; p < frame.packs; p += threads) {
             float s[W], t[W];
@@ -264,13 +266,14 @@ __global__ void __launch_bounds__(threads) loss_rows_kernel(loss_arguments<T> a)
     }
 }
 
-/* y [rows,width] = log softmax(x) row by row; y may be x. */
+/* y [rows,width] = log softmax(x) row by row, of_x, of_y elements from row to row; y may be x. */
 template <class T>
-__global__ void __launch_bounds__(threads) log_softmax_kernel(const T *x, T *y, int64_t rows, int64_t width, bool aligned) {
+__global__ void __launch_bounds__(threads) log_softmax_kernel(const T *x, int64_t of_x, T *y, int64_t of_y, int64_t rows, int64_t width) {
     constexpr int W = pack_width<T>;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
-        const T *from = x + row * width;
-        const row_frame<T> frame(from, width, aligned);
+        const T *from = x + row * of_x;
+        T *to = y + row * of_y;
+        const row_frame<T> frame(from, width, same_frame(from, to));
         row_state<T, false, false, false> state;
         float elements[W];
         for (int64_t p = threadIdx.x; p < frame.packs; p += threads) {
@@ -283,7 +286,7 @@ __global__ void __launch_bounds__(threads) log_softmax_kernel(const T *x, T *y, 
             frame.load(from, frame.first(p), elements);
 #pragma unroll
             for (int i = 0; i < W; i++) elements[i] = (elements[i] - shift) - log_sum;
-            frame.store(y + row * width, frame.first(p), elements);
+            frame.store(to, frame.first(p), elements);
         }
     }
 }
@@ -303,7 +306,9 @@ template <class T> loss_arguments<T> arguments_of(const struct loss_rows *a) {
     r.entropy = statistic(a->entropy);
     r.rows = a->student.shape[0];
     r.width = a->student.shape[1];
-    r.aligned = same_frame(r.student, r.teacher) && same_frame(r.student, r.gradient);
+    r.of_student = a->student.stride[0];
+    r.of_teacher = a->teacher.stride[0];
+    r.of_gradient = a->gradient.stride[0];
     r.inverse = static_cast<float>(1 / a->temperature);
     r.temperature = a->temperature;
     r.of_kl = a->scale * a->kl_weight * a->temperature;
@@ -344,9 +349,7 @@ enum status cuda_log_softmax(const struct ops *ops, struct tensor x, struct tens
     TRY(check_width("log_softmax", x.shape[1]));
     return with_real(ops, [&](auto zero) {
         using T = decltype(zero);
-        const T *from = data_of<const T>(x);
-        T *to = data_of<T>(y);
-        return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, from, to, x.shape[0],
-                             x.shape[1], same_frame(from, to));
+        return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, data_of<const T>(x),
+                             x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
     });
 }

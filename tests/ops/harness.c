@@ -1,13 +1,13 @@
 /* See harness.h. */
 #include "tests/ops/harness.h"
 
+#include "base/bf16.h"
 #include "base/rng.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <cmocka.h>
 
@@ -47,21 +47,6 @@ static struct tensor make(struct bench *bench, enum dtype dtype, int rank, const
     return t;
 }
 
-/* To nearest, ties to even; no NaN. */
-static uint16_t to_bf16(double x) {
-    float value = (float)x;
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-static double from_bf16(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return (double)value;
-}
-
 /* Element i of host memory that holds elements of this dtype. */
 static void put(void *memory, enum dtype dtype, int64_t i, double value) {
     if (dtype == DTYPE_F64)
@@ -69,7 +54,7 @@ static void put(void *memory, enum dtype dtype, int64_t i, double value) {
     else if (dtype == DTYPE_F32)
         ((float *)memory)[i] = (float)value;
     else if (dtype == DTYPE_BF16)
-        ((uint16_t *)memory)[i] = to_bf16(value);
+        ((uint16_t *)memory)[i] = bf16_from_float((float)value);
     else
         ((int32_t *)memory)[i] = (int32_t)value;
 }
@@ -77,7 +62,7 @@ static void put(void *memory, enum dtype dtype, int64_t i, double value) {
 static double get(const void *memory, enum dtype dtype, int64_t i) {
     if (dtype == DTYPE_F64) return ((const double *)memory)[i];
     if (dtype == DTYPE_F32) return (double)((const float *)memory)[i];
-    if (dtype == DTYPE_BF16) return from_bf16(((const uint16_t *)memory)[i]);
+    if (dtype == DTYPE_BF16) return (double)bf16_to_float(((const uint16_t *)memory)[i]);
     return ((const int32_t *)memory)[i];
 }
 
@@ -106,7 +91,7 @@ static struct tensor normal(struct bench *bench, enum dtype dtype, bool rounded,
     for (int64_t i = 0; i < tensor_count(t); i++) {
         const double x = rng_normal(7, rng_substream(RNG_TEST, bench->made), (uint64_t)i);
         values[i] = (double)(float)(shift + std * x);
-        if (rounded) values[i] = from_bf16(to_bf16(values[i]));
+        if (rounded) values[i] = (double)bf16_to_float(bf16_from_float((float)values[i]));
     }
     bench_write(bench, t, values);
     free(values);

@@ -25,7 +25,7 @@ static struct tensor rounded_columns(struct bench *b, int64_t rows, int64_t all,
 }
 
 /* n: rows, columns, depth; flags: 1 transpose a, 2 transpose b, 4 accumulate, 8 bias, 16 gelu and pre, 32 strided, 64
- * bf16, 128 constant b. */
+ * bf16, 128 constant b, 256 c is a parameter's gradient. */
 void op_run_gemm(struct bench *b, const int64_t *n) {
     int64_t m = n[0], c = n[1], k = n[2], flags = n[3];
     bool ta = flags & 1, tb = flags & 2;
@@ -34,11 +34,14 @@ void op_run_gemm(struct bench *b, const int64_t *n) {
         flags & 64 ? rounded_columns : bench_columns;
     struct gemm a = {.a = input(b, ta ? k : m, (ta ? m : k) + pad, pad / 2, ta ? m : k, 1),
                      .b = input(b, tb ? c : k, (tb ? k : c) + pad, pad, tb ? k : c, 0.3),
-                     .c = bench_columns(b, m, c + pad, pad / 2, c, 1),
                      .transpose_a = ta,
                      .transpose_b = tb,
                      .accumulate = flags & 4,
                      .alpha = flags & 4 ? 0.5 : 1.0};
+    if (flags & 256)
+        a.c = tensor_columns(bench_parameter(b, 2, DIMS(m, c + pad), 1, 0), pad / 2, c);
+    else
+        a.c = bench_columns(b, m, c + pad, pad / 2, c, 1);
     if (flags & 8) a.bias = bench_normal(b, 1, DIMS(c), 1, 0);
     if (flags & 16) {
         a.activation = ACTIVATION_GELU;
@@ -164,13 +167,16 @@ static void hide_logits(struct bench *b, const struct loss_rows *a) {
 }
 
 /* n: rows, vocabulary, flags, temperature in tenths. flags: 1 teacher, 2 targets, 4 gradient, 8 in place, 16 every
- * optional output, 32 some logits −inf, 64 large logits, 128 others of the teacher's −inf. */
+ * optional output, 32 some logits −inf, 64 large logits, 128 others of the teacher's −inf, 256 strided rows (not with
+ * 32, 128). */
 void op_run_loss_rows(struct bench *b, const int64_t *n) {
     int64_t flags = n[2];
+    bool strided = flags & 256;
     struct loss_rows a = {.temperature = (double)n[3] / 10, .scale = 0.125};
     double std = flags & 64 ? 40 : 3;
-    a.student = bench_normal(b, 2, n, std, 5);
-    if (flags & 1) a.teacher = bench_normal(b, 2, n, std, -7);
+    a.student = strided ? bench_columns(b, n[0], n[1] + 9, 2, n[1], std) : bench_normal(b, 2, n, std, 5);
+    if (flags & 1)
+        a.teacher = strided ? bench_columns(b, n[0], n[1] + 5, 4, n[1], std) : bench_normal(b, 2, n, std, -7);
     if (flags & 1) a.kl_weight = 0.75;
     if (flags & 2) {
         a.targets = bench_ids(b, n[0], n[1]);
@@ -181,7 +187,11 @@ void op_run_loss_rows(struct bench *b, const int64_t *n) {
     if (flags & 128) {
         for (int64_t r = 0; r < n[0]; r++) bench_set(b, a.teacher, r * n[1] + (5 * r + 1) % n[1], -INFINITY);
     }
-    if (flags & 4) bench_output(b, "gradient", a.gradient = flags & 8 ? a.student : bench_unset(b, 2, n));
+    if (flags & 4 && flags & 8) a.gradient = a.student;
+    if (flags & 4 && !(flags & 8)) {
+        a.gradient = strided ? bench_columns(b, n[0], n[1] + 8, 8, n[1], 1) : bench_unset(b, 2, n);
+    }
+    if (flags & 4) bench_output(b, "gradient", a.gradient);
     if (flags & 1) bench_output(b, "kl", a.kl = bench_unset_statistic(b, 1, n));
     if (flags & 2) bench_output(b, "ce", a.ce = bench_unset_statistic(b, 1, n));
     if (flags & 16) {
@@ -193,9 +203,12 @@ void op_run_loss_rows(struct bench *b, const int64_t *n) {
     OK(b->ops->loss_rows(b->ops, &a));
 }
 
-/* n: rows, width, in place. */
+/* n: rows, width, in place, further columns. */
 void op_run_log_softmax(struct bench *b, const int64_t *n) {
-    struct tensor x = bench_normal(b, 2, n, 5, 100), y = n[2] ? x : bench_unset(b, 2, n);
+    struct tensor x = bench_normal(b, 2, DIMS(n[0], n[1] + n[3]), 5, 100),
+                  y = bench_unset(b, 2, DIMS(n[0], n[1] + 2 * n[3]));
+    x = tensor_columns(x, 0, n[1]);
+    y = n[2] ? x : tensor_columns(y, n[3], n[1]);
     if (n[1] > 3) bench_set(b, x, 2, -INFINITY);
     OK(b->ops->log_softmax(b->ops, x, y));
     bench_set(b, y, n[1] > 3 ? 2 : 0, 0); /* −inf, checked here by not being NaN: compared as a number elsewhere */
@@ -263,6 +276,8 @@ const struct op_case op_cases[] = {
     {"gemm 300x530x130 divided among threads", op_run_gemm, {300, 530, 130, 8 | 16}, 4e-6},
     {"gemm 300x1100x130 strided", op_run_gemm, {300, 1100, 130, 32}, 6e-6},
     {"gemm 520x130x300 aT strided accumulate bias", op_run_gemm, {520, 130, 300, 1 | 4 | 8 | 32}, 8e-6},
+    {"gemm 96x130x70 aT gradient", op_run_gemm, {96, 130, 70, 1 | 4 | 256}, 8e-6},
+    {"gemm 33x64x129 aT strided gradient", op_run_gemm, {33, 64, 129, 1 | 4 | 32 | 256}, 8e-6},
     {"gemm 1x768x768 (decode)", op_run_gemm, {1, 768, 768, 8}, 1e-5},
     {"gemm 1x1009x96 bT strided (decode)", op_run_gemm, {1, 1009, 96, 2 | 32}, 5e-6},
     {"gemm 3x2000x64 bT (decode)", op_run_gemm, {3, 2000, 64, 2}, 5e-6},
@@ -314,12 +329,16 @@ const struct op_case op_cases[] = {
     {"loss_rows -inf logits temperature 2", op_run_loss_rows, {9, 65, 1 | 2 | 4 | 8 | 16 | 32, 20}, 3e-6},
     {"loss_rows teacher's -inf logits", op_run_loss_rows, {9, 65, 1 | 2 | 4 | 128, 20}, 3e-6},
     {"loss_rows large logits", op_run_loss_rows, {9, 300, 1 | 2 | 4 | 16 | 64, 10}, 3e-6},
+    {"loss_rows strided", op_run_loss_rows, {9, 65, 1 | 2 | 4 | 16 | 256, 15}, 3e-6},
+    {"loss_rows strided in place", op_run_loss_rows, {9, 64, 1 | 4 | 8 | 256, 10}, 3e-6},
     {"loss_rows entropy alone", op_run_loss_rows, {5, 1009, 16, 10}, 3e-6},
     {"loss_rows ce of 129x50257", op_run_loss_rows, {3, 50257, 1 | 2 | 4 | 16, 10}, 3e-6},
     {"loss_rows 0 rows", op_run_loss_rows, {0, 65, 1 | 4, 10}, 1e-6},
     {"log_softmax 1x1", op_run_log_softmax, {1, 1, 0}, 1e-6},
     {"log_softmax 65x1009", op_run_log_softmax, {65, 1009, 0}, 2e-6},
     {"log_softmax 7x129 in place", op_run_log_softmax, {7, 129, 1}, 2e-6},
+    {"log_softmax 9x65 of 70", op_run_log_softmax, {9, 65, 0, 5}, 2e-6},
+    {"log_softmax 9x64 of 72 in place", op_run_log_softmax, {9, 64, 1, 8}, 2e-6},
     {"reductions 1x1", op_run_reductions, {1, 1, 1}, 1e-14},
     {"reductions 129x97 of 300", op_run_reductions, {129, 97, 300}, 1e-12},
     {"reductions 40x5000", op_run_reductions, {40, 5000, 5000}, 1e-12},
@@ -334,12 +353,13 @@ const struct op_case op_cases[] = {
 };
 const int op_case_count = sizeof op_cases / sizeof op_cases[0];
 
-void op_compare(const struct op_case *row, const char *where, struct bench *oracle, struct bench *got, double relative,
-                double absolute) {
+void op_compare(const struct op_case *row, const char *where, struct bench *oracle, struct bench *got,
+                struct op_bounds real, struct op_bounds other) {
     for (int o = 0; o < oracle->output_count; o++) {
+        const struct op_bounds bounds = got->outputs[o].dtype == got->ops->real ? real : other;
         double *want = bench_values(oracle, oracle->outputs[o]), *have = bench_values(got, got->outputs[o]);
         for (int64_t i = 0; i < tensor_count(oracle->outputs[o]); i++) {
-            const double bound = absolute + relative * fabs(want[i]);
+            const double bound = bounds.absolute + bounds.relative * fabs(want[i]);
             if (want[i] == have[i] || fabs(want[i] - have[i]) <= bound) continue;
             print_error("%s, %s: %s[%lld]: expected %.9g, found %.9g (bound %g)\n", row->name, where, oracle->names[o],
                         (long long)i, want[i], have[i], bound);

@@ -28,10 +28,13 @@ void op_run_reductions(struct bench *b, const int64_t *n);
 void op_run_pointwise(struct bench *b, const int64_t *n);
 void op_run_adamw(struct bench *b, const int64_t *n);
 
-/* Fails the test, and says which case, where and which element, unless |got − oracle| <= absolute + relative ·
- * |oracle|. */
-void op_compare(const struct op_case *row, const char *where, struct bench *oracle, struct bench *got, double relative,
-                double absolute);
+struct op_bounds {
+    double relative, absolute;
+};
+/* Fails the test, and says which case, where and which element, unless |got − oracle| <= absolute + relative·|oracle|.
+ * real: for outputs of the real dtype of `got`; other: for the others. */
+void op_compare(const struct op_case *row, const char *where, struct bench *oracle, struct bench *got,
+                struct op_bounds real, struct op_bounds other);
 /* The same unless all outputs have the same bits. */
 void op_compare_bits(const struct op_case *row, const char *where, struct bench *one, struct bench *other);
 

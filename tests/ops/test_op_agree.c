@@ -32,7 +32,8 @@ static void tables_agree(void **state) {
         row->run(&oracle, row->n);
         for (int i = 0; i < ISAS; i++) {
             for (int t = 0; t < THREADS; t++) row->run(&tables[i][t], row->n);
-            op_compare(row, isas[i], &oracle, &tables[i][0], row->bound, row->bound);
+            const struct op_bounds bounds = {row->bound, row->bound};
+            op_compare(row, isas[i], &oracle, &tables[i][0], bounds, bounds);
             for (int t = 1; t < THREADS; t++) op_compare_bits(row, isas[i], &tables[i][0], &tables[i][t]);
             for (int t = 0; t < THREADS; t++) bench_reset(&tables[i][t]);
         }
