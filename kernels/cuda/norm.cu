@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(THREADS) norm_backward_kernel(norm_backward_ro
         }
     }
     if (!a.in_shared) return;
-    __syncthreads(); /* the sums are now read by other threads than those that made them: consecutive floats together */
+    /* The barriers of the last row's sums have shown every thread all columns: now consecutive floats go together. */
     for (int64_t c = lane; c < sums; c += THREADS) part[c] = dweight[c];
 }
 
