@@ -398,6 +398,11 @@ struct adamw {
     int64_t step;
 };
 
+struct device_memory { /* bytes; 0: unknown */
+    double available; /* can still be had: by this process, or by all that share the device */
+    double used, peak; /* by this process, now and at most: of host memory its resident set, of a GPU what it allocated */
+};
+
 struct ops {
     const char *name;   /* "cpu", "cpu-f64", "guard(cpu)", "cuda" */
     enum dtype real;      /* dtype of activations */
@@ -418,6 +423,8 @@ struct ops {
     enum status (*download)(const struct ops *ops, struct tensor device, void *host);
     /* Bytes of scratch memory that the device keeps of its own (packed weights, workspaces). */
     size_t (*scratch_bytes)(const struct ops *ops);
+    /* What memory there is where `allocate` takes it. */
+    void (*memory)(const struct ops *ops, struct device_memory *memory);
 
     /* ---- data movement and pointwise ---------------------------------------------------------------------------- */
     /* to = from, element by element, converting between F32, F64, BF16; strided rows allowed; shapes equal. */
@@ -492,7 +499,7 @@ struct ops_options {
 };
 
 /* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "cuda" (bf16), "cuda-f32", and "guard:" before any of them.
- * STATUS_NOT_FOUND: no CUDA in this build, or no GPU in this machine.
+ * STATUS_NOT_FOUND: no GPU that serves in this machine. STATUS_USAGE: no CUDA in this build.
  * A guard poisons every output before the call, plants canaries around every allocation and checks them after every call,
  * checks overlaps and, after the call, that nothing else was written and no output still holds the poison's NaN.
  * STATUS_USAGE names an unknown one. Close with ops->close. */
