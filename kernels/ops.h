@@ -23,7 +23,8 @@ enum activation { ACTIVATION_NONE = 0, ACTIVATION_GELU /* tanh form, Hendrycks a
 enum norm_kind { NORM_LAYER = 0 /* Ba et al. 2016 */, NORM_RMS /* Zhang and Sennrich 2019 */ };
 
 /* c [M,N] = act( alpha · op(a) [M,K] · op(b) [K,N] + bias ), or c += … when accumulate (then activation must be none).
- * a, b, c: 2-D, strided rows allowed; real, and where c is a gradient that accumulates, of ops->parameter, without a bias. op transposes when the flag is set: a is [K,M], b is [N,K].
+ * a, b, c: 2-D, strided rows allowed; real. c may be of ops->parameter instead (a gradient, logits), then
+ * without bias and activation. op transposes when the flag is set: a is [K,M], b is [N,K].
  * bias [N], optional. pre [M,N], optional: receives the value before the activation (what its backward pass needs).
  * bf16: on the CPU, lets the device round a and b to bf16 and accumulate in fp32 where the hardware is faster at it.
  * constant_b: the caller promises that b's contents never change; the device may keep a packed copy, found by address. */
@@ -373,11 +374,11 @@ struct index_learn {
 };
 
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
- * student [N,V] logits; teacher [N,V] logits or none, strided rows allowed; targets [N] I32 or none, negative: the row counts in nothing (all its
+ * student [N,V] logits; teacher [N,V] logits or none; both real or both statistics, strided rows allowed; targets [N] I32 or none, negative: the row counts in nothing (all its
  * outputs are 0) — with a teacher and targets absent every row counts.
  *   kl_n = Σ_v p log(p/q), p = softmax(teacher/temperature), q = softmax(student/temperature), times temperature²
  *   ce_n = −log softmax(student)[target]
- *   gradient [N,V], strided rows allowed, = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
+ *   gradient [N,V], as student, = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
  * Every other output is optional, [N] f32 statistics: kl; reverse_kl (q log q/p, temperature 1); ce; teacher_ce; agree (1 where both argmax
  * are equal, lowest index on ties); entropy (of softmax(student)). */
 struct loss_rows {
@@ -482,7 +483,7 @@ struct ops {
 
     /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
     enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);
-    /* y [N,V] = log softmax(x) row by row; y may be x; strided rows allowed. */
+    /* y [N,V] = log softmax(x) row by row; y may be x; real or statistics, strided rows allowed. */
     enum status (*log_softmax)(const struct ops *ops, struct tensor x, struct tensor y);
     /* out [1] F64 = Σ x, Σ x², Σ (x−y)²: fixed order, double accumulation. Non-finite inputs give a non-finite result.
      * out lies in device memory; strided rows allowed. */
