@@ -145,6 +145,11 @@ int64_t params_elements(const struct params *params) {
     return count;
 }
 
+size_t params_bytes(const struct params *params) {
+    return tensor_bytes(params->values) + tensor_bytes(params->workings) + tensor_bytes(params->grads) + tensor_bytes(params->m) +
+           tensor_bytes(params->v);
+}
+
 bool params_match(const struct param *row, const char *pattern) {
     if (row->constant) return false;
     if (strcmp(pattern, "all") == 0) return true;

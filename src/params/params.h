@@ -62,6 +62,7 @@ void params_free(struct params *params); /* NULL-safe */
 
 struct param *params_find(const struct params *params, const char *name); /* NULL: not there */
 int64_t params_elements(const struct params *params);                      /* of all rows */
+size_t params_bytes(const struct params *params); /* of the table's own blocks: values, working copies, gradients, moments */
 /* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(…)" (LoRA's rows); a shell pattern over the
  * whole name; or a run of dotted parts inside it ("attn.qkv" names h.3.attn.qkv.weight and .bias). */
 bool params_match(const struct param *row, const char *pattern);
