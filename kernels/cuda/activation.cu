@@ -5,7 +5,9 @@ namespace {
 
 constexpr int threads = 256;
 
-__device__ inline float sigmoid(float x) { return 1 / (1 + expf(-x)); }
+__device__ inline float sigmoid(float x) {
+    return 1 / (1 + expf(-x));
+}
 
 /* The slope of x·sigmoid(2u), u = √(2/π)·(x + 0.044715 x³); (1 + tanh u)/2 = sigmoid(2u). */
 __device__ inline float gelu_slope(float x) {
@@ -27,7 +29,8 @@ __global__ void __launch_bounds__(threads) gelu_backward_kernel(const T *dy, con
         for (int k = 0; k < W; k++) d[k] *= gelu_slope(x[k]);
         store_pack(dx + i, d);
     }
-    for (; i < n; i++) dx[i] = from_float<T>(to_float(dy[i]) * gelu_slope(to_float(pre[i]))); /* fewer than W are left */
+    for (; i < n; i++)
+        dx[i] = from_float<T>(to_float(dy[i]) * gelu_slope(to_float(pre[i]))); /* fewer than W are left */
 }
 
 /* y [rows,width] = silu(x[:, :width]) · x[:, width:]. Rows along blockIdx.y; W divides the width. */
@@ -45,7 +48,8 @@ __global__ void __launch_bounds__(threads) swiglu_kernel(const T *x, T *y, int64
     }
 }
 
-/* dx [rows,2·width] from dy [rows,width] and x [rows,2·width]; dx may be x. Rows along blockIdx.y; W divides the width. */
+/* dx [rows,2·width] from dy [rows,width] and x [rows,2·width]; dx may be x. Rows along blockIdx.y; W divides the width.
+ */
 template <class T, int W>
 __global__ void __launch_bounds__(threads)
     swiglu_backward_kernel(const T *dy, const T *x, T *dx, int64_t rows, int64_t width) {
@@ -69,7 +73,7 @@ __global__ void __launch_bounds__(threads)
 }
 
 template <class T> struct rope_heads {
-    T *x; /* [batch,length,heads,2·half], these strides, the last 1 */
+    T *x;                     /* [batch,length,heads,2·half], these strides, the last 1 */
     const int32_t *positions; /* [batch,length] */
     const float *frequencies; /* [half] */
     int64_t rows, length, heads, half;
@@ -77,14 +81,15 @@ template <class T> struct rope_heads {
     float sign;
 };
 
-/* The angle loses its whole turns in double precision: positions reach a million, where a float's angle is off by a sixteenth of a
- * radian. Within half a turn float is exact enough. */
+/* The angle loses its whole turns in double precision: positions reach a million, where a float's angle is off by a
+ * sixteenth of a radian. Within half a turn float is exact enough. */
 __device__ inline void cosine_sine(int32_t position, float frequency, float &cosine, float &sine) {
     const double turns = static_cast<double>(position) * static_cast<double>(frequency) * 0.15915494309189533577;
     sincosf(static_cast<float>((turns - rint(turns)) * 6.28318530717958647693), &sine, &cosine);
 }
 
-/* A thread has W pairs of one token in every gridDim.y-th head: cosines and sines are computed once for all heads. W divides half. */
+/* A thread has W pairs of one token in every gridDim.y-th head: cosines and sines are computed once for all heads. W
+ * divides half. */
 template <class T, int W> __global__ void __launch_bounds__(threads) rope_kernel(rope_heads<T> a) {
     const int64_t packs = a.half / W;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x; i < a.rows * packs;
@@ -131,8 +136,8 @@ enum status cuda_gelu_backward(const struct ops *ops, struct tensor dy, struct t
         T *out = data_of<T>(dx);
         return with_width<T>(in_packs(gradient, 0) && in_packs(before, 0) && in_packs(out, 0), [&](auto pack) {
             constexpr int W = decltype(pack)::value;
-            return device_launch(ops, "gelu_backward", gelu_backward_kernel<T, W>, grid_over(n, threads * W), threads, 0, gradient,
-                                 before, out, n);
+            return device_launch(ops, "gelu_backward", gelu_backward_kernel<T, W>, grid_over(n, threads * W), threads,
+                                 0, gradient, before, out, n);
         });
     });
 }
@@ -146,8 +151,8 @@ enum status cuda_swiglu(const struct ops *ops, struct tensor x, struct tensor y)
         T *out = data_of<T>(y);
         return with_width<T>(in_packs(both, width) && in_packs(out, width), [&](auto pack) {
             constexpr int W = decltype(pack)::value;
-            return device_launch(ops, "swiglu", swiglu_kernel<T, W>, grid_of_rows(rows, width, W), threads, 0, both, out, rows,
-                                 width);
+            return device_launch(ops, "swiglu", swiglu_kernel<T, W>, grid_of_rows(rows, width, W), threads, 0, both,
+                                 out, rows, width);
         });
     });
 }
@@ -162,8 +167,8 @@ enum status cuda_swiglu_backward(const struct ops *ops, struct tensor dy, struct
         const bool packed = in_packs(gradient, width) && in_packs(both, width) && in_packs(out, width);
         return with_width<T>(packed, [&](auto pack) {
             constexpr int W = decltype(pack)::value;
-            return device_launch(ops, "swiglu_backward", swiglu_backward_kernel<T, W>, grid_of_rows(rows, width, W), threads, 0,
-                                 gradient, both, out, rows, width);
+            return device_launch(ops, "swiglu_backward", swiglu_backward_kernel<T, W>, grid_of_rows(rows, width, W),
+                                 threads, 0, gradient, both, out, rows, width);
         });
     });
 }

@@ -1,9 +1,10 @@
 /* Rows of a table by token id, and their gradients.
- * The gradients' sums have one order whatever runs first, without atomics: the rows' numbers are sorted by id (a stable radix sort, 8 bits
- * a pass: two passes for 65,536 ids), the sorted list is cut into chunks, and a warp adds the rows of a chunk in ascending order, one run
- * of equal ids after another. A run inside a chunk goes into the table at once; what crosses chunks is left as partial sums that a second
- * kernel adds, again in ascending order. Work is balanced whatever the ids are: a token that fills half of the rows costs no more than
- * others. An atomic variant would save the sort (a few microseconds beside a pass over dx) and lose the order, so there is none. */
+ * The gradients' sums have one order whatever runs first, without atomics: the rows' numbers are sorted by id (a stable
+ * radix sort, 8 bits a pass: two passes for 65,536 ids), the sorted list is cut into chunks, and a warp adds the rows
+ * of a chunk in ascending order, one run of equal ids after another. A run inside a chunk goes into the table at once;
+ * what crosses chunks is left as partial sums that a second kernel adds, again in ascending order. Work is balanced
+ * whatever the ids are: a token that fills half of the rows costs no more than others. An atomic variant would save the
+ * sort (a few microseconds beside a pass over dx) and lose the order, so there is none. */
 #include "kernels/cuda/rows.cuh"
 
 namespace {
@@ -13,8 +14,8 @@ constexpr int warps_a_block = 4;
 /* x [rows,width] = table[ids] (+ position_table[positions]); a warp a row. W divides the width. */
 template <class T, int W>
 __global__ void __launch_bounds__(32 * warps_a_block)
-    embedding_kernel(const int32_t *ids, const int32_t *positions, const T *table, const T *position_table, T *x, int64_t rows,
-                     int64_t width) {
+    embedding_kernel(const int32_t *ids, const int32_t *positions, const T *table, const T *position_table, T *x,
+                     int64_t rows, int64_t width) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     for (int64_t row = static_cast<int64_t>(blockIdx.x) * warps_a_block + threadIdx.x / 32; row < rows;
          row += static_cast<int64_t>(gridDim.x) * warps_a_block) {
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(32 * warps_a_block)
     }
 }
 
-/* ---- a stable radix sort of (id, row) by id ------------------------------------------------------------------------- */
+/* ---- a stable radix sort of (id, row) by id ---- */
 
 struct entry {
     int32_t id, row;
@@ -46,7 +47,9 @@ constexpr int tile = 512;                               /* entries that one bloc
 __device__ inline entry entry_at(const entry *from, const int32_t *ids, int64_t i) {
     return from ? from[i] : entry{ids[i], static_cast<int32_t>(i)};
 }
-__device__ inline int digit_of(entry e, int shift) { return (e.id >> shift) & (digits - 1); }
+__device__ inline int digit_of(entry e, int shift) {
+    return (e.id >> shift) & (digits - 1);
+}
 
 /* counts[digit][tile] = entries of the tile with that digit. A block a tile. */
 __global__ void __launch_bounds__(digits)
@@ -55,7 +58,8 @@ __global__ void __launch_bounds__(digits)
     const int thread = static_cast<int>(threadIdx.x);
     count[thread] = 0;
     __syncthreads();
-    for (int64_t i = static_cast<int64_t>(blockIdx.x) * tile + thread; i < n && i < (blockIdx.x + 1ll) * tile; i += digits) {
+    for (int64_t i = static_cast<int64_t>(blockIdx.x) * tile + thread; i < n && i < (blockIdx.x + 1ll) * tile;
+         i += digits) {
         atomicAdd(&count[digit_of(entry_at(from, ids, i), shift)], 1);
     }
     __syncthreads();
@@ -84,8 +88,10 @@ __device__ inline int32_t block_running_sum(int32_t x) {
     return x;
 }
 
-/* counts[digit][tile] becomes the entries with that digit in earlier tiles; totals[digit] those in all. A warp a digit. */
-__global__ void __launch_bounds__(32 * warps_a_block) scan_counts_kernel(int32_t *counts, int64_t tiles, int32_t *totals) {
+/* counts[digit][tile] becomes the entries with that digit in earlier tiles; totals[digit] those in all. A warp a digit.
+ */
+__global__ void __launch_bounds__(32 * warps_a_block)
+    scan_counts_kernel(int32_t *counts, int64_t tiles, int32_t *totals) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int64_t digit = static_cast<int64_t>(blockIdx.x) * warps_a_block + threadIdx.x / 32;
     int32_t *row = counts + digit * tiles, before = 0;
@@ -98,10 +104,11 @@ __global__ void __launch_bounds__(32 * warps_a_block) scan_counts_kernel(int32_t
     if (lane == 0) totals[digit] = before;
 }
 
-/* Puts the entries of a tile where their digit's begin, after those of earlier tiles, in their own order: thread d walks over the tile
- * and places what has digit d. A block a tile. */
-__global__ void __launch_bounds__(digits) place_entries_kernel(const entry *from, const int32_t *ids, int64_t n, int shift,
-                                                               const int32_t *counts, const int32_t *totals, entry *to) {
+/* Puts the entries of a tile where their digit's begin, after those of earlier tiles, in their own order: thread d
+ * walks over the tile and places what has digit d. A block a tile. */
+__global__ void __launch_bounds__(digits)
+    place_entries_kernel(const entry *from, const int32_t *ids, int64_t n, int shift, const int32_t *counts,
+                         const int32_t *totals, entry *to) {
     SHARED(entry, entries, [tile]);
     const int thread = static_cast<int>(threadIdx.x);
     const int64_t first = static_cast<int64_t>(blockIdx.x) * tile;
@@ -115,7 +122,7 @@ __global__ void __launch_bounds__(digits) place_entries_kernel(const entry *from
     }
 }
 
-/* ---- sums of runs --------------------------------------------------------------------------------------------------- */
+/* ---- sums of runs ---- */
 
 constexpr int chunk = 64; /* entries that one warp adds */
 
@@ -123,7 +130,7 @@ template <class T> struct run_sums {
     const entry *entries; /* [n], sorted */
     const T *dx;          /* [n,width] */
     float *table;         /* [V,width], += */
-    float *edges;         /* [chunks][2][width]: of the run that enters the chunk, of the run that begins in it and leaves it */
+    float *edges; /* [chunks][2][width]: of the run that enters the chunk, of the run that begins in it and leaves it */
     int64_t n, width;
 };
 
@@ -169,7 +176,8 @@ template <class T, int W> __global__ void __launch_bounds__(32 * warps_a_block) 
     }
 }
 
-/* table += the sums of every run that crosses chunks. A warp has 32·W columns of the run that begins in one chunk and leaves it. */
+/* table += the sums of every run that crosses chunks. A warp has 32·W columns of the run that begins in one chunk and
+ * leaves it. */
 template <class T, int W> __global__ void __launch_bounds__(32 * warps_a_block) add_edges_kernel(run_sums<T> a) {
     const int64_t stripes = (a.width + 32 * W - 1) / (32 * W), chunks = (a.n + chunk - 1) / chunk;
     for (int64_t warp = static_cast<int64_t>(blockIdx.x) * warps_a_block + threadIdx.x / 32; warp < chunks * stripes;
@@ -191,7 +199,7 @@ template <class T, int W> __global__ void __launch_bounds__(32 * warps_a_block) 
     }
 }
 
-/* ---- launches --------------------------------------------------------------------------------------------------------- */
+/* ---- launches ---- */
 
 struct sort_space {
     entry *lists[2];          /* [n] each */
@@ -209,8 +217,7 @@ enum status sort_ids(const struct ops *ops, const int32_t *ids, int64_t n, int64
         TRY(device_launch(ops, "embedding_backward: count", count_digits_kernel, tiles, digits, 0, from, ids, n, shift,
                           space.counts));
         TRY(device_launch(ops, "embedding_backward: scan", scan_counts_kernel, dim3(digits / warps_a_block),
-                          32 * warps_a_block, 0, space.counts,
-                          static_cast<int64_t>(tiles.x), space.totals));
+                          32 * warps_a_block, 0, space.counts, static_cast<int64_t>(tiles.x), space.totals));
         TRY(device_launch(ops, "embedding_backward: place", place_entries_kernel, tiles, digits, 0, from, ids, n, shift,
                           space.counts, space.totals, space.lists[next]));
         from = space.lists[next];
@@ -221,23 +228,29 @@ enum status sort_ids(const struct ops *ops, const int32_t *ids, int64_t n, int64
 }
 
 /* table [V,width] += rows of dx by their id. */
-enum status scatter(const struct ops *ops, struct tensor dx, const int32_t *ids, struct tensor table, const sort_space &space) {
+enum status scatter(const struct ops *ops, struct tensor dx, const int32_t *ids, struct tensor table,
+                    const sort_space &space) {
     const entry *sorted = nullptr;
     TRY(sort_ids(ops, ids, dx.shape[0], table.shape[0], space, &sorted));
     return with_real(ops, [&](auto zero) {
         using T = decltype(zero);
-        const run_sums<T> runs = {sorted, data_of<const T>(dx), data_of<float>(table), space.edges, dx.shape[0], dx.shape[1]};
+        const run_sums<T> runs = {sorted,      data_of<const T>(dx), data_of<float>(table),
+                                  space.edges, dx.shape[0],          dx.shape[1]};
         const bool packed = in_packs(runs.dx, runs.width) && in_packs(runs.table, 0);
         return with_width<T>(packed, [&](auto pack) {
             constexpr int W = decltype(pack)::value;
             const dim3 grid = grid_over(divide_up(runs.n, chunk) * divide_up(runs.width, 32 * W), warps_a_block);
-            TRY(device_launch(ops, "embedding_backward: runs", add_runs_kernel<T, W>, grid, 32 * warps_a_block, 0, runs));
-            return device_launch(ops, "embedding_backward: edges", add_edges_kernel<T, W>, grid, 32 * warps_a_block, 0, runs);
+            TRY(device_launch(ops, "embedding_backward: runs", add_runs_kernel<T, W>, grid, 32 * warps_a_block, 0,
+                              runs));
+            return device_launch(ops, "embedding_backward: edges", add_edges_kernel<T, W>, grid, 32 * warps_a_block, 0,
+                                 runs);
         });
     });
 }
 
-size_t round_up(int64_t bytes) { return static_cast<size_t>(divide_up(bytes, 256) * 256); }
+size_t round_up(int64_t bytes) {
+    return static_cast<size_t>(divide_up(bytes, 256) * 256);
+}
 
 } // namespace
 
@@ -251,8 +264,9 @@ enum status cuda_embedding(const struct ops *ops, const struct embedding *a) {
         const T *table = data_of<const T>(a->table), *places = placed ? data_of<const T>(a->position_table) : nullptr;
         T *x = data_of<T>(a->x);
         return with_width<T>(in_packs(table, width) && in_packs(places, 0) && in_packs(x, 0), [&](auto pack) {
-            return device_launch(ops, "embedding", embedding_kernel<T, decltype(pack)::value>, grid_over(rows, warps_a_block),
-                                 32 * warps_a_block, 0, data_of<const int32_t>(a->ids), positions, table, places, x, rows, width);
+            return device_launch(ops, "embedding", embedding_kernel<T, decltype(pack)::value>,
+                                 grid_over(rows, warps_a_block), 32 * warps_a_block, 0, data_of<const int32_t>(a->ids),
+                                 positions, table, places, x, rows, width);
         });
     });
 }

@@ -1,8 +1,8 @@
 /* Divergence and cross-entropy of rows of logits (bf16 or float), with gradients; log-softmax. A block a row.
- * A row is read twice and its gradient written once. The first reading finds the maxima and, under the maximum so far, every sum at once
- * (online softmax, Milakov and Gimelshein 2018, with the cross terms of two distributions): when a maximum rises, the sums are brought
- * to it. The second reading writes the gradient. Rows begin anywhere (an odd vocabulary): packs of 16 bytes are those of memory, and a
- * row's first and last may be incomplete. */
+ * A row is read twice and its gradient written once. The first reading finds the maxima and, under the maximum so far,
+ * every sum at once (online softmax, Milakov and Gimelshein 2018, with the cross terms of two distributions): when a
+ * maximum rises, the sums are brought to it. The second reading writes the gradient. Rows begin anywhere (an odd
+ * vocabulary): packs of 16 bytes are those of memory, and a row's first and last may be incomplete. */
 #include "kernels/cuda/rows.cuh"
 
 #include <climits>
@@ -20,11 +20,14 @@ template <class T> __device__ inline float exponential(float x) {
 }
 
 /* x · ratio for sums that may be infinite already: nothing of them is left where the ratio is 0. NaN stays. */
-__device__ inline float shrink(float x, float ratio) { return ratio == 0 && x == x ? 0 : x * ratio; }
+__device__ inline float shrink(float x, float ratio) {
+    return ratio == 0 && x == x ? 0 : x * ratio;
+}
 
-/* ---- one row in packs of memory ------------------------------------------------------------------------------------- */
+/* ---- one row in packs of memory ---- */
 
-/* A row of `width` elements in packs of T. `lead`: elements of the first pack before the row. aligned: packs may be read as such. */
+/* A row of `width` elements in packs of T. `lead`: elements of the first pack before the row. aligned: packs may be
+ * read as such. */
 template <class T> struct row_frame {
     int64_t width, packs;
     int lead;
@@ -44,7 +47,8 @@ template <class T> struct row_frame {
             return;
         }
 #pragma unroll
-        for (int i = 0; i < pack_width<T>; i++) to[i] = at + i >= 0 && at + i < width ? to_float(row[at + i]) : -INFINITY;
+        for (int i = 0; i < pack_width<T>; i++)
+            to[i] = at + i >= 0 && at + i < width ? to_float(row[at + i]) : -INFINITY;
     }
     __device__ void store(T *row, int64_t at, const float (&from)[pack_width<T>]) const {
         if (whole(at)) {
@@ -63,10 +67,10 @@ __device__ inline bool same_frame(const void *a, const void *b) {
     return !a || !b || reinterpret_cast<uintptr_t>(a) % 16 == reinterpret_cast<uintptr_t>(b) % 16;
 }
 
-/* ---- the sums of a row ------------------------------------------------------------------------------------------------ */
+/* ---- the sums of a row ---- */
 
-/* The largest element so far, and where it is first. It begins below any logit, and far enough from the least finite number that
- * differences, over any temperature in use too, stay finite. */
+/* The largest element so far, and where it is first. It begins below any logit, and far enough from the least finite
+ * number that differences, over any temperature in use too, stay finite. */
 struct peak {
     float value = -1e30f;
     int index = INT_MAX;
@@ -84,10 +88,11 @@ struct peak {
     }
 };
 
-/* Of one row at one temperature; e_s = exp((s − max s)/temperature), e_t likewise. A factor of 0 with −inf counts as 0. */
+/* Of one row at one temperature; e_s = exp((s − max s)/temperature), e_t likewise. A factor of 0 with −inf counts as 0.
+ */
 enum { OF_STUDENT, OF_TEACHER, FORWARD, REVERSE, SURPRISE, SUMS };
-/* [OF_STUDENT] Σ e_s, [OF_TEACHER] Σ e_t, [FORWARD] Σ e_t·((t − max t) − (s − max s))/temperature, [REVERSE] Σ e_s·(−the same),
- * [SURPRISE] Σ e_s·(s − max s)/temperature. */
+/* [OF_STUDENT] Σ e_s, [OF_TEACHER] Σ e_t, [FORWARD] Σ e_t·((t − max t) − (s − max s))/temperature, [REVERSE] Σ
+ * e_s·(−the same), [SURPRISE] Σ e_s·(s − max s)/temperature. */
 struct row_sums {
     float at[SUMS] = {};
 
@@ -122,7 +127,8 @@ template <class T, bool TEACHER, bool TEMPERED, bool EVAL> struct row_state {
 
     __device__ void rebase(float student_fall, float teacher_fall, float inverse) {
         plain.template rebase<T, TEACHER, TEACHER && !TEMPERED, EVAL>(student_fall, teacher_fall);
-        if constexpr (TEMPERED) tempered.template rebase<T, true, true, false>(student_fall * inverse, teacher_fall * inverse);
+        if constexpr (TEMPERED)
+            tempered.template rebase<T, true, true, false>(student_fall * inverse, teacher_fall * inverse);
     }
 
     template <int W> __device__ void add(const float (&s)[W], const float (&t)[W], int64_t at, float inverse) {
@@ -155,16 +161,16 @@ template <class T, bool TEACHER, bool TEMPERED, bool EVAL> struct row_state {
     }
 };
 
-/* ---- the rows of the head ----------------------------------------------------------------------------------------------- */
+/* ---- the rows of the head ---- */
 
 template <class T> struct loss_arguments {
     const T *student, *teacher; /* [rows,width], strided rows; teacher NULL without one */
     const int32_t *targets;     /* [rows] or NULL */
     T *gradient;                /* [rows,width], strided rows, or NULL; may be student */
     float *kl, *reverse_kl, *ce, *teacher_ce, *agree, *entropy; /* [rows] or NULL */
-    int64_t rows, width, of_student, of_teacher, of_gradient; /* of_…: elements from row to row */
-    float inverse; /* 1/temperature */
-    double temperature, of_kl, of_ce; /* factors of the gradient */
+    int64_t rows, width, of_student, of_teacher, of_gradient;   /* of_…: elements from row to row */
+    float inverse;                                              /* 1/temperature */
+    double temperature, of_kl, of_ce;                           /* factors of the gradient */
 };
 
 __device__ inline void put(float *to, int64_t row, double value) {
@@ -195,7 +201,9 @@ __device__ void put_figures(const loss_arguments<T> &a, int64_t row, const row_s
     if constexpr (EVAL) put(a.entropy, row, log_student - static_cast<double>(plain[SURPRISE]) / plain[OF_STUDENT]);
     if constexpr (TEACHER) {
         const double ratio = static_cast<double>(tempered[OF_STUDENT]) / tempered[OF_TEACHER];
-        put(a.kl, row, a.temperature * a.temperature * (static_cast<double>(tempered[FORWARD]) / tempered[OF_TEACHER] + log(ratio)));
+        put(a.kl, row,
+            a.temperature * a.temperature *
+                (static_cast<double>(tempered[FORWARD]) / tempered[OF_TEACHER] + log(ratio)));
         if (a.targets) put(a.teacher_ce, row, log_teacher - static_cast<double>(teacher - state.teacher.value));
         put(a.agree, row, state.student.index == state.teacher.index);
         if constexpr (EVAL) {
@@ -206,8 +214,9 @@ __device__ void put_figures(const loss_arguments<T> &a, int64_t row, const row_s
 
 /* gradient = of_kl · (q − p) + of_ce · (q1 − [target]), q and p at the temperature, q1 at 1. */
 template <class T, bool TEACHER, bool TEMPERED, bool EVAL>
-__device__ void put_gradient(const loss_arguments<T> &a, int64_t row, const row_state<T, TEACHER, TEMPERED, EVAL> &state,
-                             const row_frame<T> &frame, int64_t target) {
+__device__ void put_gradient(const loss_arguments<T> &a, int64_t row,
+                             const row_state<T, TEACHER, TEMPERED, EVAL> &state, const row_frame<T> &frame,
+                             int64_t target) {
     constexpr int W = pack_width<T>;
     const float *plain = state.plain.at, *tempered = TEMPERED ? state.tempered.at : plain;
     const bool divergence = TEACHER && a.of_kl != 0;
@@ -215,7 +224,8 @@ __device__ void put_gradient(const loss_arguments<T> &a, int64_t row, const row_
     float of_q = 0, of_p = 0, of_plain = 0;
     if (divergence) of_p = static_cast<float>(a.of_kl / tempered[OF_TEACHER]);
     if (divergence && TEMPERED) of_q = static_cast<float>(a.of_kl / tempered[OF_STUDENT]);
-    if (!TEMPERED || a.of_ce != 0) of_plain = static_cast<float>(((divergence && !TEMPERED ? a.of_kl : 0) + a.of_ce) / plain[OF_STUDENT]);
+    if (!TEMPERED || a.of_ce != 0)
+        of_plain = static_cast<float>(((divergence && !TEMPERED ? a.of_kl : 0) + a.of_ce) / plain[OF_STUDENT]);
     const T *student = a.student + row * a.of_student, *teacher = a.teacher + row * a.of_teacher;
     T *gradient = a.gradient + row * a.of_gradient;
     for (int64_t p = threadIdx.x; p < frame.packs; p += threads) {
@@ -244,7 +254,8 @@ __global__ void __launch_bounds__(threads) loss_rows_kernel(loss_arguments<T> a)
             ignore_row(a, row);
             continue;
         }
-        const T *student = a.student + row * a.of_student, *teacher = TEACHER ? a.teacher + row * a.of_teacher : nullptr;
+        const T *student = a.student + row * a.of_student,
+                *teacher = TEACHER ? a.teacher + row * a.of_teacher : nullptr;
         const T *gradient = a.gradient ? a.gradient + row * a.of_gradient : nullptr;
         const row_frame<T> frame(student, a.width, same_frame(student, teacher) && same_frame(student, gradient));
         row_state<T, TEACHER, TEMPERED, EVAL> state;
@@ -268,7 +279,8 @@ __global__ void __launch_bounds__(threads) loss_rows_kernel(loss_arguments<T> a)
 
 /* y [rows,width] = log softmax(x) row by row, of_x, of_y elements from row to row; y may be x. */
 template <class T>
-__global__ void __launch_bounds__(threads) log_softmax_kernel(const T *x, int64_t of_x, T *y, int64_t of_y, int64_t rows, int64_t width) {
+__global__ void __launch_bounds__(threads)
+    log_softmax_kernel(const T *x, int64_t of_x, T *y, int64_t of_y, int64_t rows, int64_t width) {
     constexpr int W = pack_width<T>;
     for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
         const T *from = x + row * of_x;
@@ -324,14 +336,16 @@ template <class T> enum status launch_loss(const struct ops *ops, const struct l
     const auto start = [&](auto kernel) {
         return device_launch(ops, "loss_rows", kernel, grid_over(r.rows, 1), threads, 0, r);
     };
-    if (!teacher) return eval ? start(loss_rows_kernel<T, false, false, true>) : start(loss_rows_kernel<T, false, false, false>);
-    if (tempered) return eval ? start(loss_rows_kernel<T, true, true, true>) : start(loss_rows_kernel<T, true, true, false>);
+    if (!teacher)
+        return eval ? start(loss_rows_kernel<T, false, false, true>) : start(loss_rows_kernel<T, false, false, false>);
+    if (tempered)
+        return eval ? start(loss_rows_kernel<T, true, true, true>) : start(loss_rows_kernel<T, true, true, false>);
     return eval ? start(loss_rows_kernel<T, true, false, true>) : start(loss_rows_kernel<T, true, false, false>);
 }
 
 template <class T> enum status launch_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
-    return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, data_of<const T>(x),
-                         x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
+    return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0,
+                         data_of<const T>(x), x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
 }
 
 enum status check_width(const char *operation, int64_t width) {

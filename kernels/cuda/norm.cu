@@ -1,13 +1,14 @@
 /* LayerNorm and RMSNorm with the residual sum fused, their backward pass, and sums of columns.
- * A row is read once and stays in registers between its sums and its result. Sums over rows (gradients of parameters) are cut into
- * parts that only the number of rows decides; the parts lie in scratch memory and are added in a fixed order. */
+ * A row is read once and stays in registers between its sums and its result. Sums over rows (gradients of parameters)
+ * are cut into parts that only the number of rows decides; the parts lie in scratch memory and are added in a fixed
+ * order. */
 #include "kernels/cuda/rows.cuh"
 
 namespace {
 
-/* ---- forward ------------------------------------------------------------------------------------------------------ */
+/* ---- forward ---- */
 
-constexpr int norm_held = 32; /* elements of a row that a thread keeps; of wider rows the rest is read again */
+constexpr int norm_held = 32;  /* elements of a row that a thread keeps; of wider rows the rest is read again */
 constexpr int norm_wide = 256; /* threads that share a row of more than 32 · norm_held elements */
 constexpr int norm_narrow_block = 128;
 
@@ -51,7 +52,8 @@ __device__ inline void load_row(const norm_rows<T> &a, int64_t row, int lane, fl
         float delta[W];
         load_pack(a.delta + base + p * W, delta);
 #pragma unroll
-        for (int i = 0; i < W; i++) to[i] = to_float(from_float<T>(to[i] + delta[i])); /* as the backward pass will read it */
+        for (int i = 0; i < W; i++)
+            to[i] = to_float(from_float<T>(to[i] + delta[i])); /* as the backward pass will read it */
         store_pack(a.sum + base + p * W, to);
     };
 #pragma unroll
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(THREADS == 32 ? norm_narrow_block : THREADS) n
     }
 }
 
-/* ---- sums over rows ----------------------------------------------------------------------------------------------- */
+/* ---- sums over rows ---- */
 
 /* Parts of at least `least` rows, at most `most` of them; part p has rows first(p) … first(p+1)−1. */
 struct row_parts {
@@ -114,12 +116,14 @@ struct row_parts {
         if (count > most) count = most;
     }
 };
-__device__ inline int64_t part_first(const row_parts &p, int64_t part) { return part * p.rows / p.count; }
+__device__ inline int64_t part_first(const row_parts &p, int64_t part) {
+    return part * p.rows / p.count;
+}
 
 constexpr int add_groups = 16;
 
-/* out [width] += Σ over `count` parts of parts[part][column]; `stride` floats from part to part. A warp has 32 columns of every
- * add_groups-th part. */
+/* out [width] += Σ over `count` parts of parts[part][column]; `stride` floats from part to part. A warp has 32 columns
+ * of every add_groups-th part. */
 __global__ void __launch_bounds__(32 * add_groups)
     add_parts_kernel(const float *parts, int64_t count, int64_t stride, int64_t width, float *out) {
     SHARED(float, sums, [add_groups][32]);
@@ -137,15 +141,16 @@ __global__ void __launch_bounds__(32 * add_groups)
     out[column] += sum;
 }
 
-enum status add_parts(const struct ops *ops, const float *parts, int64_t count, int64_t stride, int64_t width, float *out) {
+enum status add_parts(const struct ops *ops, const float *parts, int64_t count, int64_t stride, int64_t width,
+                      float *out) {
     if (count == 0) return STATUS_OK;
-    return device_launch(ops, "sums of rows", add_parts_kernel, grid_over(width, 32), 32 * add_groups, 0, parts, count, stride,
-                         width, out);
+    return device_launch(ops, "sums of rows", add_parts_kernel, grid_over(width, 32), 32 * add_groups, 0, parts, count,
+                         stride, width, out);
 }
 
-/* ---- backward ----------------------------------------------------------------------------------------------------- */
+/* ---- backward ---- */
 
-constexpr int backward_held = 8; /* elements of a row that a thread keeps */
+constexpr int backward_held = 8;                          /* elements of a row that a thread keeps */
 constexpr int backward_narrow = 128, backward_wide = 512; /* threads that share a row */
 /* Sums of columns are kept in shared memory up to this size, beyond it in their part itself. */
 constexpr size_t backward_shared = 96 * 1024;
@@ -161,9 +166,7 @@ template <class T> struct norm_backward_rows {
 };
 
 /* What a thread keeps of one pack between the row's sums and dx: dy·weight and (x − mean)·rstd. */
-template <int W> struct backward_pack {
-    float gradient[W], normal[W];
-};
+template <int W> struct backward_pack { float gradient[W], normal[W]; };
 
 template <class T, int W>
 __device__ inline void load_backward(const norm_backward_rows<T> &a, int64_t row, float mean, float rstd, int64_t p,
@@ -180,8 +183,8 @@ __device__ inline void load_backward(const norm_backward_rows<T> &a, int64_t row
 }
 
 template <class T, int W>
-__device__ inline void store_backward(const norm_backward_rows<T> &a, int64_t row, float rstd, float sum, float product, int64_t p,
-                                      const backward_pack<W> &from) {
+__device__ inline void store_backward(const norm_backward_rows<T> &a, int64_t row, float rstd, float sum, float product,
+                                      int64_t p, const backward_pack<W> &from) {
     T *to = a.dx + row * a.width + p * W;
     float dx[W] = {};
     if (!a.overwrite) load_pack(to, dx);
@@ -190,7 +193,8 @@ __device__ inline void store_backward(const norm_backward_rows<T> &a, int64_t ro
     store_pack(to, dx);
 }
 
-/* A block has the rows of one part, one after another. A column's sums belong to one thread throughout. W divides the width. */
+/* A block has the rows of one part, one after another. A column's sums belong to one thread throughout. W divides the
+ * width. */
 template <class T, int W, int THREADS>
 __global__ void __launch_bounds__(THREADS) norm_backward_kernel(norm_backward_rows<T> a) {
     constexpr int kept = backward_held / W;
@@ -249,8 +253,8 @@ __global__ void __launch_bounds__(THREADS) norm_backward_kernel(norm_backward_ro
 
 constexpr int bias_warps = 8;
 
-/* parts[part][column] = Σ of the part's rows of dy [rows,width], `stride` elements from row to row. A block has 32·W columns (blockIdx.x)
- * of one part (blockIdx.y), each warp every bias_warps-th row. W divides the width. */
+/* parts[part][column] = Σ of the part's rows of dy [rows,width], `stride` elements from row to row. A block has 32·W
+ * columns (blockIdx.x) of one part (blockIdx.y), each warp every bias_warps-th row. W divides the width. */
 template <class T, int W>
 __global__ void __launch_bounds__(32 * bias_warps)
     bias_backward_kernel(const T *dy, int64_t stride, row_parts rows, int64_t width, float *parts) {
@@ -302,9 +306,11 @@ enum status cuda_norm(const struct ops *ops, const struct norm *a) {
             constexpr int W = decltype(width)::value;
             if (rows.width <= 32 * norm_held) {
                 constexpr int each = norm_narrow_block / 32;
-                return device_launch(ops, "norm", norm_kernel<T, W, 32>, grid_over(rows.rows, each), norm_narrow_block, 0, rows);
+                return device_launch(ops, "norm", norm_kernel<T, W, 32>, grid_over(rows.rows, each), norm_narrow_block,
+                                     0, rows);
             }
-            return device_launch(ops, "norm", norm_kernel<T, W, norm_wide>, grid_over(rows.rows, 1), norm_wide, 0, rows);
+            return device_launch(ops, "norm", norm_kernel<T, W, norm_wide>, grid_over(rows.rows, 1), norm_wide, 0,
+                                 rows);
         });
     });
 }
@@ -341,10 +347,11 @@ enum status cuda_norm_backward(const struct ops *ops, const struct norm_backward
         return with_width<T>(packed, [&](auto pack) {
             constexpr int W = decltype(pack)::value;
             if (width <= backward_narrow * backward_held) {
-                return device_launch(ops, "norm_backward", norm_backward_kernel<T, W, backward_narrow>, grid, backward_narrow,
-                                     shared, rows);
+                return device_launch(ops, "norm_backward", norm_backward_kernel<T, W, backward_narrow>, grid,
+                                     backward_narrow, shared, rows);
             }
-            return device_launch(ops, "norm_backward", norm_backward_kernel<T, W, backward_wide>, grid, backward_wide, shared, rows);
+            return device_launch(ops, "norm_backward", norm_backward_kernel<T, W, backward_wide>, grid, backward_wide,
+                                 shared, rows);
         });
     }));
     if (dweight) TRY(add_parts(ops, scratch, parts.count, sums, width, data_of<float>(a->dweight)));
@@ -366,8 +373,8 @@ enum status cuda_bias_backward(const struct ops *ops, struct tensor dy, struct t
             constexpr int W = decltype(pack)::value;
             dim3 grid = grid_over(width, 32 * W);
             grid.y = static_cast<unsigned>(parts.count);
-            return device_launch(ops, "bias_backward", bias_backward_kernel<T, W>, grid, 32 * bias_warps, 0, rows, stride, parts,
-                                 width, scratch);
+            return device_launch(ops, "bias_backward", bias_backward_kernel<T, W>, grid, 32 * bias_warps, 0, rows,
+                                 stride, parts, width, scratch);
         });
     }));
     return add_parts(ops, scratch, parts.count, width, width, data_of<float>(dbias));

@@ -1,5 +1,5 @@
-/* Sums in double precision and in an order that only the shapes decide: a warp a piece of a row, a partial sum a block, then one block
- * over the partial sums. */
+/* Sums in double precision and in an order that only the shapes decide: a warp a piece of a row, a partial sum a block,
+ * then one block over the partial sums. */
 #include "kernels/cuda/rows.cuh"
 
 namespace {
@@ -12,7 +12,8 @@ enum reduction { REDUCE_SUM, REDUCE_SQUARES, REDUCE_DIFFERENCE };
 
 /* Where rows of `width` elements lie; a contiguous tensor is one row. */
 struct row_places {
-    int64_t shape[TENSOR_MAX_RANK - 1], stride[TENSOR_MAX_RANK - 1]; /* of the dimensions before the last, the last of them first */
+    int64_t shape[TENSOR_MAX_RANK - 1],
+        stride[TENSOR_MAX_RANK - 1]; /* of the dimensions before the last, the last of them first */
 };
 __device__ inline int64_t row_offset(const row_places &places, int64_t row) {
     int64_t offset = 0;
@@ -114,7 +115,8 @@ enum status reduce(const struct ops *ops, struct tensor x, struct tensor y, stru
                          data_of<double>(out));
 }
 
-template <reduction KIND> enum status reduce_any(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out) {
+template <reduction KIND>
+enum status reduce_any(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out) {
     return x.dtype == DTYPE_BF16 ? reduce<bf16, KIND>(ops, x, y, out) : reduce<float, KIND>(ops, x, y, out);
 }
 

@@ -241,8 +241,7 @@ static void first_of_equal_counts(void **state) {
     bench_close(&b);
 }
 
-/* ---- beyond 2^31 elements: memory of which only the touched pages exist
- * ------------------------------------------------ */
+/* ---- beyond 2^31 elements: memory of which only the touched pages exist ---- */
 
 static void *sparse(size_t bytes) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
