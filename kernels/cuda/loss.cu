@@ -341,15 +341,16 @@ enum status cuda_loss_rows(const struct ops *ops, const struct loss_rows *a) {
     TRY(check_loss_rows(ops, a));
     TRY(check_width("loss_rows", a->student.shape[1]));
     if (a->student.shape[1] == 0) return STATUS_OK;
-    return with_real(ops, [&](auto zero) { return launch_loss<decltype(zero)>(ops, a); });
+    return a->student.dtype == DTYPE_BF16 ? launch_loss<bf16>(ops, a) : launch_loss<float>(ops, a);
 }
 
 enum status cuda_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
     TRY(check_log_softmax(ops, x, y));
     TRY(check_width("log_softmax", x.shape[1]));
-    return with_real(ops, [&](auto zero) {
+    const auto launch = [&](auto zero) {
         using T = decltype(zero);
         return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, data_of<const T>(x),
                              x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
-    });
+    };
+    return x.dtype == DTYPE_BF16 ? launch(bf16{}) : launch(float{});
 }
