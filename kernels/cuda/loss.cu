@@ -1,4 +1,4 @@
-/* Divergence and cross-entropy of rows of logits, with gradients; log-softmax. A block a row.
+/* Divergence and cross-entropy of rows of logits (bf16 or float), with gradients; log-softmax. A block a row.
  * A row is read twice and its gradient written once. The first reading finds the maxima and, under the maximum so far, every sum at once
  * (online softmax, Milakov and Gimelshein 2018, with the cross terms of two distributions): when a maximum rises, the sums are brought
  * to it. The second reading writes the gradient. Rows begin anywhere (an odd vocabulary): packs of 16 bytes are those of memory, and a
@@ -329,6 +329,11 @@ template <class T> enum status launch_loss(const struct ops *ops, const struct l
     return eval ? start(loss_rows_kernel<T, true, false, true>) : start(loss_rows_kernel<T, true, false, false>);
 }
 
+template <class T> enum status launch_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
+    return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, data_of<const T>(x),
+                         x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
+}
+
 enum status check_width(const char *operation, int64_t width) {
     if (width < INT32_MAX) return STATUS_OK;
     return error_set(STATUS_SHAPE, "%s: a row has %lld elements, expected fewer than %d", operation,
@@ -347,10 +352,5 @@ enum status cuda_loss_rows(const struct ops *ops, const struct loss_rows *a) {
 enum status cuda_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
     TRY(check_log_softmax(ops, x, y));
     TRY(check_width("log_softmax", x.shape[1]));
-    const auto launch = [&](auto zero) {
-        using T = decltype(zero);
-        return device_launch(ops, "log_softmax", log_softmax_kernel<T>, grid_over(x.shape[0], 1), threads, 0, data_of<const T>(x),
-                             x.stride[0], data_of<T>(y), y.stride[0], x.shape[0], x.shape[1]);
-    };
-    return x.dtype == DTYPE_BF16 ? launch(bf16{}) : launch(float{});
+    return x.dtype == DTYPE_BF16 ? launch_log_softmax<bf16>(ops, x, y) : launch_log_softmax<float>(ops, x, y);
 }

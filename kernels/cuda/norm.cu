@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(THREADS) norm_backward_kernel(norm_backward_ro
         }
     }
     if (!a.in_shared) return;
-    __syncthreads(); /* the sums are now read by other threads than those that made them: consecutive floats together */
+    /* The barriers of the last row's sums have shown every thread all columns: now consecutive floats go together. */
     for (int64_t c = lane; c < sums; c += THREADS) part[c] = dweight[c];
 }
 
@@ -270,12 +270,12 @@ __global__ void __launch_bounds__(32 * bias_warps)
 #pragma unroll
     for (int i = 0; i < W; i++) sums[warp][i * 32 + lane] = sum[i];
     __syncthreads();
-    for (int c = static_cast<int>(threadIdx.x); c < 32 * W && first + c < width; c += 32 * bias_warps) {
-        const int at = c % W * 32 + c / W;
-        float total = sums[0][at];
-        for (int w = 1; w < bias_warps; w++) total += sums[w][at];
-        parts[part * width + first + c] = total;
-    }
+    static_assert(W <= bias_warps, "a thread a column");
+    const int c = static_cast<int>(threadIdx.x), at = c % W * 32 + c / W;
+    if (c >= 32 * W || first + c >= width) return;
+    float total = sums[0][at];
+    for (int w = 1; w < bias_warps; w++) total += sums[w][at];
+    parts[part * width + first + c] = total;
 }
 
 } // namespace

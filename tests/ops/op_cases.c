@@ -25,7 +25,7 @@ static struct tensor rounded_columns(struct bench *b, int64_t rows, int64_t all,
 }
 
 /* n: rows, columns, depth; flags: 1 transpose a, 2 transpose b, 4 accumulate, 8 bias, 16 gelu and pre, 32 strided, 64
- * bf16, 128 constant b, 256 c is a parameter's gradient. */
+ * bf16, 128 constant b, 256 c of the parameter dtype. */
 void op_run_gemm(struct bench *b, const int64_t *n) {
     int64_t m = n[0], c = n[1], k = n[2], flags = n[3];
     bool ta = flags & 1, tb = flags & 2;
@@ -168,15 +168,16 @@ static void hide_logits(struct bench *b, const struct loss_rows *a) {
 
 /* n: rows, vocabulary, flags, temperature in tenths. flags: 1 teacher, 2 targets, 4 gradient, 8 in place, 16 every
  * optional output, 32 some logits −inf, 64 large logits, 128 others of the teacher's −inf, 256 strided rows (not with
- * 32, 128). */
+ * 32, 128), 512 logits of the statistic dtype (not with 256). */
 void op_run_loss_rows(struct bench *b, const int64_t *n) {
     int64_t flags = n[2];
     bool strided = flags & 256;
     struct loss_rows a = {.temperature = (double)n[3] / 10, .scale = 0.125};
     double std = flags & 64 ? 40 : 3;
-    a.student = strided ? bench_columns(b, n[0], n[1] + 9, 2, n[1], std) : bench_normal(b, 2, n, std, 5);
-    if (flags & 1)
-        a.teacher = strided ? bench_columns(b, n[0], n[1] + 5, 4, n[1], std) : bench_normal(b, 2, n, std, -7);
+    struct tensor (*logits)(struct bench *, int, const int64_t *, double, double) =
+        flags & 512 ? bench_statistic : bench_normal;
+    a.student = strided ? bench_columns(b, n[0], n[1] + 9, 2, n[1], std) : logits(b, 2, n, std, 5);
+    if (flags & 1) a.teacher = strided ? bench_columns(b, n[0], n[1] + 5, 4, n[1], std) : logits(b, 2, n, std, -7);
     if (flags & 1) a.kl_weight = 0.75;
     if (flags & 2) {
         a.targets = bench_ids(b, n[0], n[1]);
@@ -189,7 +190,7 @@ void op_run_loss_rows(struct bench *b, const int64_t *n) {
     }
     if (flags & 4 && flags & 8) a.gradient = a.student;
     if (flags & 4 && !(flags & 8)) {
-        a.gradient = strided ? bench_columns(b, n[0], n[1] + 8, 8, n[1], 1) : bench_unset(b, 2, n);
+        a.gradient = strided ? bench_columns(b, n[0], n[1] + 8, 8, n[1], 1) : logits(b, 2, n, 1, 0);
     }
     if (flags & 4) bench_output(b, "gradient", a.gradient);
     if (flags & 1) bench_output(b, "kl", a.kl = bench_unset_statistic(b, 1, n));
@@ -284,6 +285,7 @@ const struct op_case op_cases[] = {
     {"gemm 300x1100x130 strided", op_run_gemm, {300, 1100, 130, 32}, 6e-6},
     {"gemm 520x130x300 aT strided accumulate bias", op_run_gemm, {520, 130, 300, 1 | 4 | 8 | 32}, 8e-6},
     {"gemm 96x130x70 aT gradient", op_run_gemm, {96, 130, 70, 1 | 4 | 256}, 8e-6},
+    {"gemm 65x1009x48 bT strided logits", op_run_gemm, {65, 1009, 48, 2 | 32 | 256}, 4e-6},
     {"gemm 33x64x129 aT strided gradient", op_run_gemm, {33, 64, 129, 1 | 4 | 32 | 256}, 8e-6},
     {"gemm 1x768x768 (decode)", op_run_gemm, {1, 768, 768, 8}, 1e-5},
     {"gemm 1x1009x96 bT strided (decode)", op_run_gemm, {1, 1009, 96, 2 | 32}, 5e-6},
@@ -338,6 +340,7 @@ const struct op_case op_cases[] = {
     {"loss_rows large logits", op_run_loss_rows, {9, 300, 1 | 2 | 4 | 16 | 64, 10}, 3e-6},
     {"loss_rows strided", op_run_loss_rows, {9, 65, 1 | 2 | 4 | 16 | 256, 15}, 3e-6},
     {"loss_rows strided in place", op_run_loss_rows, {9, 64, 1 | 4 | 8 | 256, 10}, 3e-6},
+    {"loss_rows statistics", op_run_loss_rows, {9, 65, 1 | 2 | 4 | 16 | 512, 15}, 3e-6},
     {"loss_rows entropy alone", op_run_loss_rows, {5, 1009, 16, 10}, 3e-6},
     {"loss_rows ce of 129x50257", op_run_loss_rows, {3, 50257, 1 | 2 | 4 | 16, 10}, 3e-6},
     {"loss_rows 0 rows", op_run_loss_rows, {0, 65, 1 | 4, 10}, 1e-6},
