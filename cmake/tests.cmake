@@ -1,5 +1,6 @@
-# squint_test(NAME [LIBS ...] [RANKS 1 2 4] [TIMEOUT s] [SOURCES ...])
+# squint_test(NAME [LIBS ...] [CUDA LIBRARY] [RANKS 1 2 4] [TIMEOUT s] [SOURCES ...])
 #   builds tests/<folder>/NAME.c, linked with LIBS (default: everything), and registers it; with RANKS, once under mpirun for each.
+#   CUDA: which of the three CUDA tables (cuda.cmake); default squint_cuda_absent.
 # squint_script(NAME COMMAND ...) registers a script; it finds the program in $SQUINT and the real data in $SQUINT_DATA.
 # A test whose exit code is 77 skipped itself and printed why.
 set(SQUINT_DATA "${CMAKE_SOURCE_DIR}/../shared/data" CACHE PATH "real models, texts, tokenizers; tests that need it skip without")
@@ -19,18 +20,21 @@ function(squint_register name label timeout asan)
 endfunction()
 
 function(squint_test name)
-  cmake_parse_arguments(T "" "TIMEOUT" "LIBS;RANKS;SOURCES;ARGS" ${ARGN})
+  cmake_parse_arguments(T "" "TIMEOUT;CUDA" "LIBS;RANKS;SOURCES;ARGS" ${ARGN})
   if(NOT T_LIBS)
     set(T_LIBS squint_all)
   endif()
   if(NOT T_TIMEOUT)
     set(T_TIMEOUT 300)
   endif()
+  if(NOT T_CUDA)
+    set(T_CUDA squint_cuda_absent)
+  endif()
   get_filename_component(label ${CMAKE_CURRENT_SOURCE_DIR} NAME)
   add_executable(${name} ${name}.c ${T_SOURCES})
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR} ${CMAKE_SOURCE_DIR}/src ${CMAKE_SOURCE_DIR}/tests)
   target_compile_options(${name} PRIVATE -Wno-missing-prototypes)
-  target_link_libraries(${name} PRIVATE ${T_LIBS} dep::cmocka m)
+  target_link_libraries(${name} PRIVATE ${T_LIBS} ${T_CUDA} dep::cmocka m)
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   if(T_RANKS)
     foreach(ranks ${T_RANKS})

@@ -491,7 +491,8 @@ struct ops_options {
     const char *isa;    /* "avx512", "avx2", "base": at most this; NULL: the best that the CPU has */
 };
 
-/* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "guard:cpu", "guard:cpu-f64".
+/* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "cuda" (bf16), "cuda-f32", and "guard:" before any of them.
+ * STATUS_NOT_FOUND: no CUDA in this build, or no GPU in this machine.
  * A guard poisons every output before the call, plants canaries around every allocation and checks them after every call,
  * checks overlaps and, after the call, that nothing else was written and no output still holds the poison's NaN.
  * STATUS_USAGE names an unknown one. Close with ops->close. */

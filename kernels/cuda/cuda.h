@@ -4,8 +4,8 @@
 
 #include "kernels/ops.h"
 
-/* *ops: the table of the device, activations BF16 or F32. Options' threads and isa are not looked at. STATUS_NOT_FOUND: this build has no
- * CUDA, or this machine has no GPU; the message says which. */
+/* *ops: the table of the device, activations BF16 or F32. Options' threads and isa are not looked at. STATUS_NOT_FOUND:
+ * this build has no CUDA, or this machine has no GPU; the message says which. */
 enum status cuda_open(const struct ops_options *options, enum dtype real, const struct ops **ops);
 
 /* The device (device.cu). */

@@ -9,41 +9,45 @@ extern "C" {
 #include "kernels/cuda/cuda.h"
 }
 
-#include <cublasLt.h>
+#include "kernels/cuda/blas.cuh"
 
-struct gemm_cache; /* gemm.cu: descriptions and chosen algorithms */
+struct gemm_cache; /* gemm.cu: the library, descriptions of products, chosen algorithms, their workspace */
 
 struct device {
     int number;          /* CUDA's device ordinal */
     int multiprocessors; /* of the device */
     bool deterministic;  /* no atomics whose order changes a bit */
     cudaStream_t stream; /* everything runs on it, in order */
-    char description[200];
+    char description[384];
     void *scratch; /* grows, never shrinks; see device_scratch */
     size_t scratch_capacity;
     void *staging; /* pinned host memory of uploads and downloads */
     size_t staging_capacity;
-    cublasLtHandle_t blas;
     struct gemm_cache *gemms;
 };
+
+/* gemm.cu: what products need, once a device. */
+enum status blas_open(struct device *device);
+void blas_close(struct device *device); /* also of what was opened in part */
+size_t blas_bytes(const struct device *device);
 
 /* STATUS_OK, or STATUS_MEMORY or STATUS_FAILED with "cuda: WHAT: " and CUDA's own words. */
 enum status cuda_status(cudaError_t error, const char *what);
 #define CUDA_TRY(call) TRY(cuda_status(call, #call))
 
-/* *block: at least `bytes` of device memory, aligned to 256, contents undefined. Valid until the next call of device_scratch on this
- * device: call it once an operation and cut it up. STATUS_MEMORY. */
+/* *block: at least `bytes` of device memory, aligned to 256, contents undefined. Valid until the next call of
+ * device_scratch on this device: call it once an operation and cut it up. STATUS_MEMORY. */
 enum status device_scratch(const struct ops *ops, size_t bytes, void **block);
 
-/* Starts `kernel` on the device's stream: `grid` blocks (0 in any extent: nothing to do) of `threads`, `shared` bytes of dynamic shared
- * memory (more than 48 KiB is asked for here). name: for messages. */
+/* Starts `kernel` on the device's stream: `grid` blocks (0 in any extent: nothing to do) of `threads`, `shared` bytes
+ * of dynamic shared memory (more than 48 KiB is asked for here). name: for messages. */
 template <class... P, class... A>
-enum status device_launch(const struct ops *ops, const char *name, void (*kernel)(P...), dim3 grid, int threads, size_t shared,
-                          A... arguments) {
+enum status device_launch(const struct ops *ops, const char *name, void (*kernel)(P...), dim3 grid, int threads,
+                          size_t shared, A... arguments) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return STATUS_OK;
     if (shared > 48 * 1024) {
-        TRY(cuda_status(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                             static_cast<int>(shared)),
+        TRY(cuda_status(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                         name));
     }
     cudaLaunchConfig_t config = {};
@@ -60,9 +64,13 @@ template <class Body> enum status with_real(const struct ops *ops, Body body) {
 }
 
 /* The tensor's memory as elements of T; NULL for none. */
-template <class T> T *data_of(struct tensor t) { return static_cast<T *>(t.data); }
+template <class T> T *data_of(struct tensor t) {
+    return static_cast<T *>(t.data);
+}
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t divide_up(int64_t a, int64_t b) {
+    return (a + b - 1) / b;
+}
 /* Blocks of `each` elements for `count` of them, at most 2^31 − 1: kernels stride over what is left. */
 inline dim3 grid_over(int64_t count, int64_t each) {
     const int64_t blocks = divide_up(count, each);

@@ -1,4 +1,5 @@
-/* Elements as the kernels see them: storage of float or bf16, arithmetic in float; packs of 16 bytes; sums over a warp and a block. */
+/* Elements as the kernels see them: storage of float or bf16, arithmetic in float; packs of 16 bytes; sums over a warp
+ * and a block. */
 #ifndef SQUINT_KERNELS_CUDA_REAL_CUH
 #define SQUINT_KERNELS_CUDA_REAL_CUH
 
@@ -6,16 +7,24 @@
 
 using bf16 = __nv_bfloat16;
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(bf16 x) { return __bfloat162float(x); }
-__device__ inline float to_float(double x) { return static_cast<float>(x); }
-template <class T> __device__ inline T from_float(float x) { return static_cast<T>(x); }
-template <> __device__ inline bf16 from_float<bf16>(float x) { return __float2bfloat16(x); }
+__device__ inline float to_float(float x) {
+    return x;
+}
+__device__ inline float to_float(bf16 x) {
+    return __bfloat162float(x);
+}
+__device__ inline float to_float(double x) {
+    return static_cast<float>(x);
+}
+template <class T> __device__ inline T from_float(float x) {
+    return static_cast<T>(x);
+}
+template <> __device__ inline bf16 from_float<bf16>(float x) {
+    return __float2bfloat16(x);
+}
 
 /* N elements that are moved by one access: N · sizeof(T) is 4, 8 or 16, and the address a multiple of it. */
-template <class T, int N> struct alignas(sizeof(T) * N) pack {
-    T at[N];
-};
+template <class T, int N> struct alignas(sizeof(T) * N) pack { T at[N]; };
 /* Elements of T in 16 bytes. */
 template <class T> constexpr int pack_width = 16 / static_cast<int>(sizeof(T));
 
@@ -48,7 +57,8 @@ template <class T> __device__ inline T warp_max(T x) {
     return x;
 }
 
-/* Over a block of THREADS (a multiple of 32) in one dimension; every thread gets the result. All threads must call it. */
+/* Over a block of THREADS (a multiple of 32) in one dimension; every thread gets the result. All threads must call it.
+ */
 template <int THREADS, class T> __device__ inline T block_sum(T x) {
     SHARED(T, parts, [THREADS / 32]);
     x = warp_sum(x);

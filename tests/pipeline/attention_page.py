@@ -199,7 +199,7 @@ def main():
     if arguments.screens:
         os.makedirs(arguments.screens, exist_ok=True)
     check = Checks()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # the browser's helpers may still write
         browser = Browser(program, folder)
         try:
             page = "file://" + urllib.parse.quote(os.path.abspath(arguments.page))

@@ -1,0 +1,32 @@
+# The CUDA table, three times. A program that opens tables links exactly one of them, after everything else:
+#   squint_cuda         kernels/cuda compiled by nvcc; where no CUDA toolkit is found the name stands for squint_cuda_absent
+#   squint_cuda_absent  says that this build has no CUDA
+#   squint_cuda_simt    the same sources compiled for the host and executed there, a fiber a thread (tests/simt/CMakeLists.txt)
+set(SQUINT_CUDA "auto" CACHE STRING "Build kernels/cuda with nvcc: auto (where it is found), on, off")
+set(SQUINT_CUDA_ARCHITECTURES "80-real;90a-real;100-real;100-virtual" CACHE STRING "What nvcc compiles for")
+file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
+
+add_library(squint_cuda_absent STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda/absent.c)
+target_link_libraries(squint_cuda_absent PUBLIC squint_kernels)
+
+if(NOT SQUINT_CUDA STREQUAL "off")
+  include(CheckLanguage)
+  check_language(CUDA)
+endif()
+if(CMAKE_CUDA_COMPILER)
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  add_library(squint_cuda STATIC ${cuda_sources} ${CMAKE_SOURCE_DIR}/kernels/cuda/table.c)
+  set_target_properties(squint_cuda PROPERTIES CUDA_ARCHITECTURES "${SQUINT_CUDA_ARCHITECTURES}" CUDA_STANDARD 17
+                        CUDA_RUNTIME_LIBRARY Static)
+  target_include_directories(squint_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
+  target_compile_options(squint_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda
+                         --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-fno-math-errno -lineinfo>)
+  target_link_libraries(squint_cuda PUBLIC squint_kernels PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
+  message(STATUS "CUDA ${CUDAToolkit_VERSION} found: built for ${SQUINT_CUDA_ARCHITECTURES}")
+elseif(SQUINT_CUDA STREQUAL "on")
+  message(FATAL_ERROR "SQUINT_CUDA is on and no nvcc is found: put it on PATH, or set CMAKE_CUDA_COMPILER")
+else()
+  add_library(squint_cuda ALIAS squint_cuda_absent)
+  message(STATUS "CUDA absent: the GPU's kernels are executed by tests/simt only, everything else works")
+endif()

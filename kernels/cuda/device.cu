@@ -1,0 +1,156 @@
+/* The device: opening it, its memory, copies between host and device. */
+#include "kernels/cuda/device.cuh"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+enum status cuda_status(cudaError_t error, const char *what) {
+    if (error == cudaSuccess) return STATUS_OK;
+    cudaGetLastError(); /* forgotten, unless it is one that stays */
+    return error_set(error == cudaErrorMemoryAllocation ? STATUS_MEMORY : STATUS_FAILED, "cuda: %s: %s", what,
+                     cudaGetErrorString(error));
+}
+
+static enum status find_device(int *number) {
+    int count = 0;
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error == cudaSuccess && count > 0) {
+        *number = 0;
+        return STATUS_OK;
+    }
+    cudaGetLastError();
+    return error_set(STATUS_NOT_FOUND, "cuda: no GPU is usable here (%s)",
+                     error == cudaSuccess ? "none is there" : cudaGetErrorString(error));
+}
+
+static enum status open_on(struct device *device) {
+    struct cudaDeviceProp properties;
+    int driver = 0, runtime = 0;
+    CUDA_TRY(cudaSetDevice(device->number));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, device->number));
+    CUDA_TRY(cudaDriverGetVersion(&driver));
+    CUDA_TRY(cudaRuntimeGetVersion(&runtime));
+    if (properties.major < 8) {
+        return error_set(STATUS_NOT_FOUND, "cuda: %s has compute capability %d.%d; expected 8.0 (Ampere) or later",
+                         properties.name, properties.major, properties.minor);
+    }
+    device->multiprocessors = properties.multiProcessorCount;
+    CUDA_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking));
+    TRY(blas_open(device));
+    snprintf(device->description, sizeof device->description, "cuda: %.200s, %.0f GiB, CUDA %d.%d (driver %d.%d)",
+             properties.name, static_cast<double>(properties.totalGlobalMem) / (1 << 30), runtime / 1000,
+             runtime % 1000 / 10, driver / 1000, driver % 1000 / 10);
+    return STATUS_OK;
+}
+
+static void close_device(struct device *device) {
+    if (device->stream) cudaStreamSynchronize(device->stream);
+    blas_close(device);
+    cudaFree(device->scratch);
+    cudaFreeHost(device->staging);
+    if (device->stream) cudaStreamDestroy(device->stream);
+    free(device);
+}
+
+enum status cuda_device_open(const struct ops_options *options, struct device **out) {
+    int number = 0;
+    TRY(find_device(&number));
+    struct device *device = static_cast<struct device *>(calloc(1, sizeof *device));
+    if (!device) return error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
+    device->number = number;
+    device->deterministic = options && options->deterministic;
+    const enum status status = open_on(device);
+    if (status != STATUS_OK) {
+        close_device(device);
+        device = NULL;
+    }
+    *out = device;
+    return status;
+}
+
+void cuda_close(const struct ops *ops) {
+    if (!ops) return;
+    close_device(ops->device);
+    free(const_cast<struct ops *>(ops));
+}
+
+const char *cuda_describe(const struct ops *ops) {
+    return ops->device->description;
+}
+
+enum status cuda_allocate(const struct ops *ops, size_t bytes, void **block) {
+    (void)ops;
+    *block = NULL;
+    const cudaError_t error = cudaMalloc(block, bytes ? bytes : 1);
+    if (error == cudaSuccess) return STATUS_OK;
+    char what[64];
+    snprintf(what, sizeof what, "allocating %zu bytes on the GPU", bytes);
+    return cuda_status(error, what);
+}
+
+void cuda_release(const struct ops *ops, void *block) {
+    if (!block) return;
+    cudaStreamSynchronize(ops->device->stream);
+    cudaFree(block);
+}
+
+enum status cuda_synchronise(const struct ops *ops) {
+    return cuda_status(cudaStreamSynchronize(ops->device->stream), "waiting for the GPU");
+}
+
+enum status device_scratch(const struct ops *ops, size_t bytes, void **block) {
+    struct device *device = ops->device;
+    if (bytes > device->scratch_capacity) {
+        TRY(cuda_synchronise(ops)); /* who used the old one is done */
+        cudaFree(device->scratch);
+        device->scratch = NULL;
+        device->scratch_capacity = 0;
+        TRY(cuda_allocate(ops, bytes, &device->scratch));
+        device->scratch_capacity = bytes;
+    }
+    *block = device->scratch;
+    return STATUS_OK;
+}
+
+size_t cuda_scratch_bytes(const struct ops *ops) {
+    return ops->device->scratch_capacity + blas_bytes(ops->device);
+}
+
+/* Copies larger than this go through the pinned buffer in pieces. */
+enum { STAGING_BYTES = 8 << 20 };
+
+static enum status find_staging(struct device *device) {
+    if (device->staging) return STATUS_OK;
+    CUDA_TRY(cudaMallocHost(&device->staging, STAGING_BYTES));
+    device->staging_capacity = STAGING_BYTES;
+    return STATUS_OK;
+}
+
+enum status cuda_upload(const struct ops *ops, struct tensor to, const void *host) {
+    struct device *device = ops->device;
+    const size_t bytes = tensor_bytes(to);
+    TRY(find_staging(device));
+    for (size_t done = 0; done < bytes; done += device->staging_capacity) {
+        const size_t part = bytes - done < device->staging_capacity ? bytes - done : device->staging_capacity;
+        memcpy(device->staging, static_cast<const char *>(host) + done, part);
+        CUDA_TRY(cudaMemcpyAsync(static_cast<char *>(to.data) + done, device->staging, part, cudaMemcpyHostToDevice,
+                                 device->stream));
+        TRY(cuda_synchronise(ops));
+    }
+    return STATUS_OK;
+}
+
+enum status cuda_download(const struct ops *ops, struct tensor from, void *host) {
+    struct device *device = ops->device;
+    const size_t bytes = tensor_bytes(from);
+    TRY(find_staging(device));
+    for (size_t done = 0; done < bytes; done += device->staging_capacity) {
+        const size_t part = bytes - done < device->staging_capacity ? bytes - done : device->staging_capacity;
+        CUDA_TRY(cudaMemcpyAsync(device->staging, static_cast<char *>(from.data) + done, part, cudaMemcpyDeviceToHost,
+                                 device->stream));
+        TRY(cuda_synchronise(ops));
+        memcpy(static_cast<char *>(host) + done, device->staging, part);
+    }
+    return STATUS_OK;
+}

