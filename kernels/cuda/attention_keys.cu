@@ -45,7 +45,7 @@ template <class S> struct keys_memory {
 };
 
 /* The queries of one query head that a tile of keys is read by, as far as reach tells. */
-template <class S> __device__ tile_walk walk_queries(const attention_problem &p, int64_t h, int count, int key) {
+template <class S> __device__ tile_walk walk_queries(const attention_problem &p, int h, int count, int key) {
     int reach = 0;
     for (int m = 0; m < count; m++)
         if (coefficient_of(p, h, m) != 0.0f) reach = max(reach, p.rules[m].reach);
@@ -56,7 +56,7 @@ template <class S> __device__ tile_walk walk_queries(const attention_problem &p,
 
 /* The set of h's live candidates of which some query of the tile sees some of the keys. */
 template <class S>
-__device__ unsigned touching_columns(const attention_problem &p, int64_t b, int64_t h, int count, int query, int key) {
+__device__ unsigned touching_columns(const attention_problem &p, int b, int h, int count, int query, int key) {
     unsigned touching = 0;
     for (int m = 0; m < count; m++)
         if (coefficient_of(p, h, m) != 0.0f &&
@@ -67,7 +67,7 @@ __device__ unsigned touching_columns(const attention_problem &p, int64_t b, int6
 
 /* Queries, do and records of a tile into stage `stage`. */
 template <class S>
-__device__ void load_queries(const attention_gradient &g, const keys_memory<S> &memory, int64_t b, int64_t h, int count, int query, int stage) {
+__device__ void load_queries(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int count, int query, int stage) {
     using T = typename S::real;
     constexpr int size = S::columns * S::stride;
     const attention_problem &p = g.f;
@@ -75,7 +75,7 @@ __device__ void load_queries(const attention_gradient &g, const keys_memory<S> &
                                                           p.length, p.width, p.q.vector);
     load_rows<S::columns, S::width, S::stride, S::threads>(memory.d_outs + stage * size, attention_rows<const T>(g.d_o, b, h), g.d_o.token, query,
                                                           p.length, p.width, g.d_o.vector);
-    const attention_record *from = g.records + (b * p.heads + h) * p.count * p.length;
+    const attention_record *from = g.records + (static_cast<int64_t>(b) * p.heads + h) * p.count * p.length;
     for (int n = static_cast<int>(threadIdx.x); n < count * S::columns; n += S::threads) {
         const int m = n / S::columns, i = query + n % S::columns;
         const bool valid = i < p.length; /* else zeros: weights of a do that is 0 */
@@ -86,7 +86,7 @@ __device__ void load_queries(const attention_gradient &g, const keys_memory<S> &
 /* Scores and do·v of one column (element odd of group n: one query) become A and ds. */
 template <class S, int COUNT>
 __device__ void weigh_column(float (&scores)[S::tiles][S::groups][4], float (&d_weights)[S::tiles][S::groups][4], int n, int odd,
-                             const attention_problem &p, int64_t h, const attention_record *records, int key, unsigned touching, unsigned covered) {
+                             const attention_problem &p, int h, const attention_record *records, int key, unsigned touching, unsigned covered) {
     const int count = COUNT ? COUNT : p.count;
     float weight[2 * S::tiles], d_score[2 * S::tiles];
 #pragma unroll
@@ -122,8 +122,8 @@ __device__ void weigh_column(float (&scores)[S::tiles][S::groups][4], float (&d_
 
 /* dq_sums += ds · k of this block's keys and columns: d_scores is written and read by the whole block. */
 template <class S>
-__device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory, const float (&d_scores)[S::tiles][S::groups][4], int64_t b,
-                       int64_t h, int query, int part) {
+__device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory, const float (&d_scores)[S::tiles][S::groups][4], int b, int h,
+                       int query, int part) {
     using T = typename S::real;
     const attention_problem &p = g.f;
 #pragma unroll
@@ -145,7 +145,7 @@ __device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory
     for (int half = 0; half < 2; half++) {
         const int i = query + run + 8 * half + lane_row();
         if (i >= p.length) continue;
-        float *to = g.dq_sums + ((b * p.heads + h) * p.length + i) * p.width;
+        float *to = g.dq_sums + ((static_cast<int64_t>(b) * p.heads + h) * p.length + i) * p.width;
 #pragma unroll
         for (int n = 0; n < S::share / 8; n++)
 #pragma unroll
@@ -158,7 +158,7 @@ __device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory
 
 /* One tile of queries: dk, dv += its part. dk lacks the scale. */
 template <class S, int COUNT>
-__device__ void add_tile(const attention_gradient &g, const keys_memory<S> &memory, int64_t b, int64_t h, int query, int key, int part, int stage,
+__device__ void add_tile(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int query, int key, int part, int stage,
                          float (&dk)[S::tiles][S::out / 8][4], float (&dv)[S::tiles][S::out / 8][4]) {
     using T = typename S::real;
     using product = warp_product<T>;
@@ -170,7 +170,7 @@ __device__ void add_tile(const attention_gradient &g, const keys_memory<S> &memo
     product::rows_by_rows(scores, typename product::template left<S::tiles, S::width, S::stride, false>(memory.keys + own), queries);
     clear_sums(d_weights);
     product::rows_by_rows(d_weights, typename product::template left<S::tiles, S::width, S::stride, false>(memory.values + own), d_outs);
-    const unsigned touching = touching_columns<S>(p, b, h, count, query, key);
+    const unsigned touching = COUNT == 1 ? 1u : touching_columns<S>(p, b, h, count, query, key); /* one: the walk has asked */
     unsigned covered = 0;
     for (int m = 0; m < count; m++)
         covered |= static_cast<unsigned>(hull_covered(p.rules[m], hull_of(p, b, m, query, S::columns), key, key + S::rows)) << m;
@@ -191,7 +191,7 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const attention_problem &p = g.f;
     const block_place place = place_block(arguments.order);
     const int groups = p.heads / p.share, part = static_cast<int>(place.pair % S::parts);
-    const int64_t group = place.pair / S::parts % groups, b = place.pair / S::parts / groups;
+    const int group = static_cast<int>(place.pair / S::parts % groups), b = static_cast<int>(place.pair / S::parts / groups);
     const int key = place.tile * S::rows, count = COUNT ? COUNT : p.count;
     const keys_memory<S> memory(shared_memory(), count);
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.keys, attention_rows<const T>(p.k, b, group), p.k.token, key, p.length, p.width,
@@ -201,7 +201,7 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     float dk[S::tiles][S::out / 8][4], dv[S::tiles][S::out / 8][4];
     clear_sums(dk);
     clear_sums(dv);
-    int64_t h = group * p.share; /* of the next tile */
+    int h = group * p.share; /* of the next tile */
     tile_walk walk = walk_queries<S>(p, h, count, key);
     const auto next = [&] {
         for (;;) {
@@ -211,7 +211,7 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
         }
     };
     int tile = next();
-    int64_t head = h;
+    int head = h;
     if (tile >= 0) load_queries(g, memory, b, head, count, tile * S::columns, 0);
     copy_async_commit();
     for (int stage = 0; tile >= 0; stage ^= 1) {
