@@ -8,6 +8,9 @@ file(GLOB cuda_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 
 add_library(squint_cuda_absent STATIC ${CMAKE_SOURCE_DIR}/kernels/cuda/absent.c)
 target_link_libraries(squint_cuda_absent PUBLIC squint_kernels)
+# Archives before squint_ops in the linker's order would be passed over: nothing has asked for the table yet.
+set(cuda_table_wanted "LINKER:--undefined=cuda_open")
+target_link_options(squint_cuda_absent INTERFACE ${cuda_table_wanted})
 
 if(NOT SQUINT_CUDA STREQUAL "off")
   include(CheckLanguage)
@@ -22,6 +25,7 @@ if(CMAKE_CUDA_COMPILER)
   target_include_directories(squint_cuda PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
   target_compile_options(squint_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr --extended-lambda
                          --Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-fno-math-errno -lineinfo>)
+  target_link_options(squint_cuda INTERFACE ${cuda_table_wanted})
   target_link_libraries(squint_cuda PUBLIC squint_kernels PRIVATE CUDA::cudart_static ${CMAKE_DL_LIBS})
   message(STATUS "CUDA ${CUDAToolkit_VERSION} found: built for ${SQUINT_CUDA_ARCHITECTURES}")
 elseif(SQUINT_CUDA STREQUAL "on")

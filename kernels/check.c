@@ -85,15 +85,16 @@ enum status check_copy(struct tensor from, struct tensor to) {
 }
 
 enum status check_gemm(const struct ops *ops, const struct gemm *a) {
-    TRY(check_tensor("gemm", "c", a->c, ops->real, 2, SHAPE(ANY, ANY)));
+    const bool gradient = a->accumulate && a->c.dtype == ops->parameter && ops->parameter != ops->real;
+    TRY(check_tensor("gemm", "c", a->c, gradient ? ops->parameter : ops->real, 2, SHAPE(ANY, ANY)));
     TRY(check_tensor("gemm", "a", a->a, ops->real, 2, SHAPE(ANY, ANY)));
     int64_t m = a->c.shape[0], n = a->c.shape[1], k = a->a.shape[a->transpose_a ? 0 : 1];
     TRY(check_tensor("gemm", "a", a->a, ops->real, 2, a->transpose_a ? SHAPE(k, m) : SHAPE(m, k)));
     TRY(check_tensor("gemm", "b", a->b, ops->real, 2, a->transpose_b ? SHAPE(n, k) : SHAPE(k, n)));
-    TRY(check_optional("gemm", "bias", a->bias, ops->parameter == DTYPE_F64 ? DTYPE_F64 : ops->real, 1, SHAPE(n)));
+    TRY(check_optional("gemm", "bias", a->bias, ops->real, 1, SHAPE(n)));
     if (tensor_present(a->pre)) TRY(check_tensor("gemm", "pre", a->pre, ops->real, 2, SHAPE(m, n)));
-    if (a->accumulate && (a->activation != ACTIVATION_NONE || tensor_present(a->pre))) {
-        return error_set(STATUS_SHAPE, "gemm: accumulate excludes an activation and pre");
+    if (a->accumulate && (a->activation != ACTIVATION_NONE || tensor_present(a->pre) || (gradient && tensor_present(a->bias)))) {
+        return error_set(STATUS_SHAPE, "gemm: accumulate excludes an activation and pre, and of a gradient a bias");
     }
     if (m > INT_MAX || n > INT_MAX || k > INT_MAX || a->a.stride[0] > INT_MAX || a->b.stride[0] > INT_MAX ||
         a->c.stride[0] > INT_MAX) {
@@ -183,11 +184,11 @@ enum status check_rope(const struct ops *ops, const struct rope *a) {
 }
 
 enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a) {
-    TRY(check_dense("loss_rows", "student", a->student, ops->real, 2, SHAPE(ANY, ANY)));
+    TRY(check_tensor("loss_rows", "student", a->student, ops->real, 2, SHAPE(ANY, ANY)));
     int64_t n = a->student.shape[0];
-    TRY(check_optional("loss_rows", "teacher", a->teacher, ops->real, 2, a->student.shape));
+    if (tensor_present(a->teacher)) TRY(check_tensor("loss_rows", "teacher", a->teacher, ops->real, 2, a->student.shape));
     TRY(check_optional("loss_rows", "targets", a->targets, DTYPE_I32, 1, SHAPE(n)));
-    TRY(check_optional("loss_rows", "gradient", a->gradient, ops->real, 2, a->student.shape));
+    if (tensor_present(a->gradient)) TRY(check_tensor("loss_rows", "gradient", a->gradient, ops->real, 2, a->student.shape));
     const struct {
         const char *argument;
         struct tensor t;
@@ -217,8 +218,8 @@ enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a) {
 }
 
 enum status check_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
-    TRY(check_dense("log_softmax", "x", x, ops->real, 2, SHAPE(ANY, ANY)));
-    return check_dense("log_softmax", "y", y, ops->real, 2, x.shape);
+    TRY(check_tensor("log_softmax", "x", x, ops->real, 2, SHAPE(ANY, ANY)));
+    return check_tensor("log_softmax", "y", y, ops->real, 2, x.shape);
 }
 
 enum status check_reduction(const struct ops *ops, const char *operation, struct tensor x, struct tensor out) {

@@ -23,7 +23,7 @@ enum activation { ACTIVATION_NONE = 0, ACTIVATION_GELU /* tanh form, Hendrycks a
 enum norm_kind { NORM_LAYER = 0 /* Ba et al. 2016 */, NORM_RMS /* Zhang and Sennrich 2019 */ };
 
 /* c [M,N] = act( alpha · op(a) [M,K] · op(b) [K,N] + bias ), or c += … when accumulate (then activation must be none).
- * a, b, c: 2-D, strided rows allowed; real. op transposes when the flag is set: a is [K,M], b is [N,K].
+ * a, b, c: 2-D, strided rows allowed; real, and where c is a gradient that accumulates, of ops->parameter, without a bias. op transposes when the flag is set: a is [K,M], b is [N,K].
  * bias [N], optional. pre [M,N], optional: receives the value before the activation (what its backward pass needs).
  * bf16: on the CPU, lets the device round a and b to bf16 and accumulate in fp32 where the hardware is faster at it.
  * constant_b: the caller promises that b's contents never change; the device may keep a packed copy, found by address. */
@@ -373,11 +373,11 @@ struct index_learn {
 };
 
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
- * student [N,V] logits; teacher [N,V] logits or none; targets [N] I32 or none, negative: the row counts in nothing (all its
+ * student [N,V] logits; teacher [N,V] logits or none, strided rows allowed; targets [N] I32 or none, negative: the row counts in nothing (all its
  * outputs are 0) — with a teacher and targets absent every row counts.
  *   kl_n = Σ_v p log(p/q), p = softmax(teacher/temperature), q = softmax(student/temperature), times temperature²
  *   ce_n = −log softmax(student)[target]
- *   gradient [N,V] = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
+ *   gradient [N,V], strided rows allowed, = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
  * Every other output is optional, [N] f32 statistics: kl; reverse_kl (q log q/p, temperature 1); ce; teacher_ce; agree (1 where both argmax
  * are equal, lowest index on ties); entropy (of softmax(student)). */
 struct loss_rows {
@@ -396,6 +396,11 @@ struct adamw {
     struct tensor value, grad, m, v;
     double lr, beta1, beta2, epsilon, decay, l1, grad_scale;
     int64_t step;
+};
+
+struct device_memory { /* bytes; 0: unknown */
+    double available; /* can still be had: by this process, or by all that share the device */
+    double used, peak; /* by this process, now and at most: of host memory its resident set, of a GPU what it allocated */
 };
 
 struct ops {
@@ -418,6 +423,8 @@ struct ops {
     enum status (*download)(const struct ops *ops, struct tensor device, void *host);
     /* Bytes of scratch memory that the device keeps of its own (packed weights, workspaces). */
     size_t (*scratch_bytes)(const struct ops *ops);
+    /* What memory there is where `allocate` takes it. */
+    void (*memory)(const struct ops *ops, struct device_memory *memory);
 
     /* ---- data movement and pointwise ---------------------------------------------------------------------------- */
     /* to = from, element by element, converting between F32, F64, BF16; strided rows allowed; shapes equal. */
@@ -475,7 +482,7 @@ struct ops {
 
     /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
     enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);
-    /* y [N,V] = log softmax(x) row by row; y may be x. */
+    /* y [N,V] = log softmax(x) row by row; y may be x; strided rows allowed. */
     enum status (*log_softmax)(const struct ops *ops, struct tensor x, struct tensor y);
     /* out [1] F64 = Σ x, Σ x², Σ (x−y)²: fixed order, double accumulation. Non-finite inputs give a non-finite result.
      * out lies in device memory; strided rows allowed. */
@@ -492,7 +499,7 @@ struct ops_options {
 };
 
 /* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "cuda" (bf16), "cuda-f32", and "guard:" before any of them.
- * STATUS_NOT_FOUND: no CUDA in this build, or no GPU in this machine.
+ * STATUS_NOT_FOUND: no GPU that serves in this machine. STATUS_USAGE: no CUDA in this build.
  * A guard poisons every output before the call, plants canaries around every allocation and checks them after every call,
  * checks overlaps and, after the call, that nothing else was written and no output still holds the poison's NaN.
  * STATUS_USAGE names an unknown one. Close with ops->close. */

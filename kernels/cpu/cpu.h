@@ -40,6 +40,7 @@ enum status device_synchronise(const struct ops *ops);
 enum status device_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status device_download(const struct ops *ops, struct tensor from, void *host);
 size_t device_scratch_bytes(const struct ops *ops);
+void device_memory(const struct ops *ops, struct device_memory *memory);
 
 /* The tables (table.c). */
 enum status cpu_open(const struct ops_options *options, const struct ops **ops);

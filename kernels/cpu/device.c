@@ -1,6 +1,7 @@
 /* The CPU device: threads, memory, scratch. Knows no operation. */
 #include "kernels/cpu/cpu.h"
 
+#include "base/machine.h"
 #include "base/memory.h"
 
 #include <cblas.h>
@@ -114,4 +115,9 @@ enum status device_document_ends(const char *operation, struct tensor start, int
 
 size_t device_scratch_bytes(const struct ops *ops) {
     return ops->device->scratch_capacity + bf16_bytes(ops->device);
+}
+
+void device_memory(const struct ops *ops, struct device_memory *memory) {
+    (void)ops;
+    *memory = (struct device_memory){machine_memory_available(), machine_memory_now(), machine_memory_peak()};
 }

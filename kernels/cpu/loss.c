@@ -132,7 +132,7 @@ static void store(struct tensor t, int64_t r, double value) {
 static void ignore_row(const struct loss_rows *a, int64_t r, int64_t width) {
     const struct tensor outputs[] = {a->kl, a->reverse_kl, a->ce, a->teacher_ce, a->agree, a->entropy};
     for (size_t i = 0; i < sizeof outputs / sizeof outputs[0]; i++) store(outputs[i], r, 0);
-    if (tensor_present(a->gradient)) memset(real_data(a->gradient) + r * width, 0, (size_t)width * sizeof(real));
+    if (tensor_present(a->gradient)) memset(real_data(a->gradient) + r * a->gradient.stride[0], 0, (size_t)width * sizeof(real));
 }
 
 /* Sums at temperature 1, for the outputs that have no temperature. */
@@ -154,10 +154,10 @@ static void loss_row(const struct loss_rows *a, int64_t r) {
         ignore_row(a, r, width);
         return;
     }
-    struct row row = {.student = real_data(a->student) + r * width, .width = width};
+    struct row row = {.student = real_data(a->student) + r * a->student.stride[0], .width = width};
     row.student_max = real_row_max(row.student, width);
     if (tensor_present(a->teacher)) {
-        row.teacher = real_data(a->teacher) + r * width;
+        row.teacher = real_data(a->teacher) + r * a->teacher.stride[0];
         row.teacher_max = real_row_max(row.teacher, width);
     }
     if (tensor_present(a->agree)) {
@@ -166,7 +166,7 @@ static void loss_row(const struct loss_rows *a, int64_t r) {
     }
     const double target_logit = target >= 0 ? (double)(row.student[target] - row.student_max) : 0;
     struct row_sums tempered = {0}, plain = {0};
-    real *gradient = tensor_present(a->gradient) ? real_data(a->gradient) + r * width : NULL;
+    real *gradient = tensor_present(a->gradient) ? real_data(a->gradient) + r * a->gradient.stride[0] : NULL;
     bool divergence = tensor_present(a->kl) || (gradient && a->kl_weight != 0);
     bool eval = tensor_present(a->reverse_kl) || tensor_present(a->entropy) || tensor_present(a->teacher_ce);
     /* At temperature 1 the exponentials of the sums serve the gradient too: they wait in its place. */
@@ -214,12 +214,12 @@ enum status NAME(log_softmax)(const struct ops *ops, struct tensor x, struct ten
     int64_t rows = x.shape[0], width = x.shape[1];
 #pragma omp parallel for num_threads(ops->device->threads) if (tensor_count(x) > PARALLEL_ELEMENTS)
     for (int64_t r = 0; r < rows; r++) {
-        struct row row = {.student = real_data(x) + r * width, .width = width};
+        struct row row = {.student = real_data(x) + r * x.stride[0], .width = width};
         row.student_max = real_row_max(row.student, width);
         struct row_sums sums = {0};
         sum_student(&row, 1, false, NULL, &sums);
         const real shift = row.student_max, log_sum = (real)log(sums.student);
-        real *out = real_data(y) + r * width;
+        real *out = real_data(y) + r * y.stride[0];
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) out[i] = (row.student[i] - shift) - log_sum;
     }

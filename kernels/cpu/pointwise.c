@@ -2,23 +2,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
+#include "base/bf16.h"
 #include "base/rng.h"
-
-static inline float from_bf16(uint16_t x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* Round to nearest even; NaN stays NaN. */
-static inline uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    uint32_t quiet = (bits >> 16) | 0x40u;
-    return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
-}
 
 #define CONVERT(from_type, to_type, expression)                                                                        \
     do {                                                                                                               \
@@ -34,17 +19,17 @@ static void convert(const void *from, enum dtype from_dtype, void *to, enum dtyp
         if (to_dtype == DTYPE_F64)
             CONVERT(float, double, x[i]);
         else
-            CONVERT(float, uint16_t, to_bf16(x[i]));
+            CONVERT(float, uint16_t, bf16_from_float(x[i]));
     } else if (from_dtype == DTYPE_F64) {
         if (to_dtype == DTYPE_F32)
             CONVERT(double, float, x[i]);
         else
-            CONVERT(double, uint16_t, to_bf16((float)x[i]));
+            CONVERT(double, uint16_t, bf16_from_float((float)x[i]));
     } else {
         if (to_dtype == DTYPE_F32)
-            CONVERT(uint16_t, float, from_bf16(x[i]));
+            CONVERT(uint16_t, float, bf16_to_float(x[i]));
         else
-            CONVERT(uint16_t, double, from_bf16(x[i]));
+            CONVERT(uint16_t, double, bf16_to_float(x[i]));
     }
 }
 
@@ -72,7 +57,7 @@ static void fill_piece(void *to, enum dtype dtype, double value, int64_t n) {
         double *y = to;
         for (int64_t i = 0; i < n; i++) y[i] = value;
     } else if (dtype == DTYPE_BF16) {
-        uint16_t *y = to, v = to_bf16((float)value);
+        uint16_t *y = to, v = bf16_from_float((float)value);
         for (int64_t i = 0; i < n; i++) y[i] = v;
     } else {
         int32_t *y = to, v = (int32_t)value;

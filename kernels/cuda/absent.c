@@ -5,5 +5,5 @@ enum status cuda_open(const struct ops_options *options, enum dtype real, const 
     (void)options;
     (void)real;
     (void)ops;
-    return error_set(STATUS_NOT_FOUND, "cuda: this program was built without CUDA");
+    return error_set(STATUS_USAGE, "cuda: this program was built without CUDA");
 }

@@ -18,6 +18,7 @@ enum status cuda_synchronise(const struct ops *ops);
 enum status cuda_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status cuda_download(const struct ops *ops, struct tensor from, void *host);
 size_t cuda_scratch_bytes(const struct ops *ops);
+void cuda_memory(const struct ops *ops, struct device_memory *memory);
 
 /* Operations; contracts in ops.h. */
 enum status cuda_copy(const struct ops *ops, struct tensor from, struct tensor to);

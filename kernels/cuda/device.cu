@@ -4,6 +4,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
+#include <unordered_map>
+
+struct allocations {
+    std::unordered_map<void *, size_t> bytes;
+};
 
 enum status cuda_status(cudaError_t error, const char *what) {
     if (error == cudaSuccess) return STATUS_OK;
@@ -50,6 +56,7 @@ static void close_device(struct device *device) {
     cudaFree(device->scratch);
     cudaFreeHost(device->staging);
     if (device->stream) cudaStreamDestroy(device->stream);
+    delete device->allocations;
     free(device);
 }
 
@@ -60,7 +67,9 @@ enum status cuda_device_open(const struct ops_options *options, struct device **
     if (!device) return error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
     device->number = number;
     device->deterministic = options && options->deterministic;
-    const enum status status = open_on(device);
+    device->allocations = new (std::nothrow) allocations();
+    const enum status status =
+        device->allocations ? open_on(device) : error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
     if (status != STATUS_OK) {
         close_device(device);
         device = NULL;
@@ -80,19 +89,35 @@ const char *cuda_describe(const struct ops *ops) {
 }
 
 enum status cuda_allocate(const struct ops *ops, size_t bytes, void **block) {
-    (void)ops;
+    struct device *device = ops->device;
     *block = NULL;
     const cudaError_t error = cudaMalloc(block, bytes ? bytes : 1);
-    if (error == cudaSuccess) return STATUS_OK;
-    char what[64];
-    snprintf(what, sizeof what, "allocating %zu bytes on the GPU", bytes);
-    return cuda_status(error, what);
+    if (error != cudaSuccess) {
+        char what[64];
+        snprintf(what, sizeof what, "allocating %zu bytes on the GPU", bytes);
+        return cuda_status(error, what);
+    }
+    device->allocations->bytes[*block] = bytes;
+    device->allocated += bytes;
+    if (device->allocated > device->allocated_peak) device->allocated_peak = device->allocated;
+    return STATUS_OK;
 }
 
 void cuda_release(const struct ops *ops, void *block) {
+    struct device *device = ops->device;
     if (!block) return;
-    cudaStreamSynchronize(ops->device->stream);
+    cudaStreamSynchronize(device->stream);
     cudaFree(block);
+    device->allocated -= device->allocations->bytes[block];
+    device->allocations->bytes.erase(block);
+}
+
+void cuda_memory(const struct ops *ops, struct device_memory *memory) {
+    size_t available = 0, total = 0;
+    if (cudaMemGetInfo(&available, &total) != cudaSuccess) available = 0;
+    memory->available = static_cast<double>(available);
+    memory->used = static_cast<double>(ops->device->allocated);
+    memory->peak = static_cast<double>(ops->device->allocated_peak);
 }
 
 enum status cuda_synchronise(const struct ops *ops) {
@@ -103,7 +128,7 @@ enum status device_scratch(const struct ops *ops, size_t bytes, void **block) {
     struct device *device = ops->device;
     if (bytes > device->scratch_capacity) {
         TRY(cuda_synchronise(ops)); /* who used the old one is done */
-        cudaFree(device->scratch);
+        cuda_release(ops, device->scratch);
         device->scratch = NULL;
         device->scratch_capacity = 0;
         TRY(cuda_allocate(ops, bytes, &device->scratch));

@@ -19,6 +19,8 @@ struct device {
     bool deterministic;  /* no atomics whose order changes a bit */
     cudaStream_t stream; /* everything runs on it, in order */
     char description[384];
+    struct allocations *allocations; /* sizes of what is allocated */
+    size_t allocated, allocated_peak; /* bytes */
     void *scratch; /* grows, never shrinks; see device_scratch */
     size_t scratch_capacity;
     void *staging; /* pinned host memory of uploads and downloads */

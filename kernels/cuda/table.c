@@ -45,6 +45,7 @@ static const struct ops table = {
     .upload = cuda_upload,
     .download = cuda_download,
     .scratch_bytes = cuda_scratch_bytes,
+    .memory = cuda_memory,
     .copy = cuda_copy,
     .fill = cuda_fill,
     .add_scaled = cuda_add_scaled,

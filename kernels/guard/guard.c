@@ -37,6 +37,11 @@ static size_t guard_scratch_bytes(const struct ops *ops) {
     return inner->scratch_bytes(inner);
 }
 
+static void guard_memory(const struct ops *ops, struct device_memory *memory) {
+    const struct ops *inner = guard_of(ops)->inner;
+    inner->memory(inner, memory);
+}
+
 enum status guard_open(const struct ops *inner, const struct ops **ops) {
     if (!inner->host_memory) {
         return error_set(STATUS_USAGE, "a guard needs a table in host memory, '%s' is not", inner->name);
@@ -54,6 +59,7 @@ enum status guard_open(const struct ops *inner, const struct ops **ops) {
     guard->ops.release = guard_release;
     guard->ops.synchronise = guard_synchronise;
     guard->ops.scratch_bytes = guard_scratch_bytes;
+    guard->ops.memory = guard_memory;
     guard_layers(&guard->ops);
     guard_linear(&guard->ops);
     guard_blocks(&guard->ops);

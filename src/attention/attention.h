@@ -78,6 +78,7 @@ struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
     bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
+    bool cpu_only;       /* its operations have no GPU kernels */
     bool reads_x;        /* forward reads pass.x, and backward writes pass.dx (0 where no gradient flows that way) */
     /* Row h.N.attn.KIND.(bends_values): o is linear in v while it holds 0, and only then. NULL: o always is. */
     const char *bends_values;

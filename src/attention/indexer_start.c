@@ -265,7 +265,10 @@ static enum status read_row(const struct start *x, const char *name, double **va
 static enum status write_row(const struct start *x, const char *name, double *values) {
     char full[64];
     snprintf(full, sizeof full, "h.%lld.attn.%s", (long long)x->layer->layer, name);
-    return values_write(x->layer->params->ops, params_find(x->layer->params, full)->value, values);
+    const struct params *params = x->layer->params;
+    const struct param *row = params_find(params, full);
+    TRY(values_write(params->ops, row->value, values));
+    return params_wrote(params, row);
 }
 
 static enum status read_rows(struct start *x) {

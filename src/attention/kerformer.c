@@ -245,7 +245,7 @@ static bool branch_name(const struct attention_layer *layer, int branch, char na
 }
 
 const struct kind kind_kerformer = {
-    .name = "kerformer", .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
+    .name = "kerformer", .cpu_only = true, .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
     .has_weights = true, .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
     .branch_name = branch_name, .switch_off = switch_off,

@@ -133,7 +133,7 @@ static enum status report(const struct attention_layer *layer, char *text, size_
 }
 
 const struct kind kind_performer = {
-    .name = "performer", .summary = "FAVOR+: softmax attention estimated by random features, linear in length",
+    .name = "performer", .cpu_only = true, .summary = "FAVOR+: softmax attention estimated by random features, linear in length",
     .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
 };

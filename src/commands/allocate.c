@@ -319,7 +319,7 @@ const struct command command_allocate = {
         "  --json FILE          figures, and the recipe, as JSON; - is standard output\n"
         "  --positions HOW      of learned positions beyond their table: refuse (default) | interpolate | tile\n"
         "  --precision P        fp32 (default) | bf16\n"
-        "  --device D           cpu (default) | guard:cpu (slow, checks every operation) | cpu-f64\n"
+        "  --device D           " DEVICE_HELP "\n"
         "  --threads N          of each rank; 0 (default): all that it may use\n"
         "\n"
         "example: squint allocate --teacher models/stories260K --data data/stories-valid-*.h5 --length 384 --density "

@@ -358,7 +358,7 @@ const struct command command_bench = {
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
             "all:\n"
-            "  --device cpu --threads N                                   not of prep\n"
+            "  --device auto|cpu|cuda --threads N                         not of prep\n"
             "  --json                                                     figures as one line of JSON\n"
             "\n"
             "example: squint bench step --batch 2 --length 512 --json\n",

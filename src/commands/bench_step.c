@@ -97,7 +97,7 @@ static enum status make_models(struct bench *bench, int64_t *trained) {
 static enum status open_bench(struct bench *bench, struct bench_step_result *result) {
     const struct bench_step_options *o = bench->options;
     TRY(comm_open_single(&bench->comm));
-    TRY(with_model_device("bench step", o->device, o->threads, 1, &bench->ops));
+    TRY(with_model_device("bench step", o->device, strcmp(o->precision, "bf16") == 0, o->threads, 1, &bench->ops));
     TRY(write_shard(bench));
     TRY(make_config(bench));
     TRY(make_models(bench, &result->trained));
@@ -165,7 +165,9 @@ enum status bench_step(const struct bench_step_options *options, struct bench_st
     TRY_GOTO(done, stage_flops(bench.distill.stage, &bench.teacher, &bench.student, &flops));
     result->flops_per_second = flops / result->seconds;
     result->planned_bytes = (double)bench.memory.total;
-    result->peak_bytes = machine_memory_peak();
+    struct device_memory memory;
+    bench.ops->memory(bench.ops, &memory);
+    result->peak_bytes = memory.peak;
     snprintf(result->device, sizeof result->device, "%s", bench.ops->describe(bench.ops));
 done:
     free(seconds);

@@ -1,6 +1,5 @@
 /* squint plan: memory and time of a recipe, without running it. */
 #include "base/log.h"
-#include "base/machine.h"
 #include "commands/commands.h"
 #include "commands/with_run.h"
 
@@ -21,9 +20,15 @@ static enum status estimate_stage(struct run *run, size_t index, double rate, st
     return STATUS_OK;
 }
 
+static double memory_free(const struct run *run) {
+    struct device_memory memory;
+    run->ops->memory(run->ops, &memory);
+    return memory.available;
+}
+
 static void print_json(const struct run *run, const struct stage_estimate *estimates, double rate) {
     printf("{\"ranks\": %d, \"gemm_flops_per_s\": %.6g, \"memory_available\": %.0f, \"stages\": [",
-           comm_size(run->comm), rate, machine_memory_available());
+           comm_size(run->comm), rate, memory_free(run));
     for (size_t i = 0; i < run->config->stage_count; i++) {
         const struct stage_estimate *e = &estimates[i];
         const struct stage_memory *m = &e->memory;
@@ -41,7 +46,7 @@ static void print_json(const struct run *run, const struct stage_estimate *estim
 
 static void print_table(const struct run *run, const struct stage_estimate *estimates, double rate) {
     char available[16];
-    bytes_text(machine_memory_available(), available);
+    bytes_text(memory_free(run), available);
     printf("%d rank%s, %s; %s of memory free; matrix products at %.3g GFLOP/s together\n\n", comm_size(run->comm),
            comm_size(run->comm) == 1 ? "" : "s", run->ops->describe(run->ops), available, rate / 1e9);
     printf("%-12s %13s %10s %10s %10s %10s %10s %6s %10s %12s\n", "stage", "trained", "memory", "parameters",

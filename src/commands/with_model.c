@@ -18,11 +18,11 @@ static enum status read_choice(const char *command, const char *option, const ch
                      count > 2 ? ", " : "", count > 2 ? names[2] : "", text);
 }
 
-enum status with_model_device(const char *command, const char *device, int64_t threads, int ranks_here,
+enum status with_model_device(const char *command, const char *device, bool bf16, int64_t threads, int ranks_here,
                               const struct ops **ops) {
     struct ops_options options = {.threads = threads > 0 ? (int)threads : machine_threads(ranks_here),
                                   .deterministic = true};
-    enum status status = ops_open(device ? device : "cpu", &options, ops);
+    enum status status = device_choose(device, bf16, &options, ops);
     return status == STATUS_OK ? status : error_prefix(status, "%s: --device", command);
 }
 
@@ -36,7 +36,7 @@ static enum status open_here(const char *command, const struct model_options *op
     }
     TRY(read_choice(command, "precision", options->precision, precisions, 2, &precision));
     TRY(read_choice(command, "positions", options->positions, positions, 3, &beyond));
-    TRY(with_model_device(command, options->device, options->threads, comm_node_size(with->comm), &with->ops));
+    TRY(with_model_device(command, options->device, precision == 1, options->threads, comm_node_size(with->comm), &with->ops));
     struct loaded_options loaded = {.comm = with->comm,
                                     .teacher = options->teacher,
                                     .bf16 = precision == 1,

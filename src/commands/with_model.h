@@ -4,6 +4,7 @@
 
 #include "comm/comm.h"
 #include "commands/command.h"
+#include "commands/device.h"
 #include "eval/loaded_model.h"
 
 struct model_options {
@@ -21,7 +22,7 @@ struct model_options {
     "  --model MODEL        a Hugging Face directory, a checkpoint (step-...), or a run directory (its newest one)\n"  \
     "  --positions HOW      of learned positions beyond their table: refuse (default) | interpolate | tile\n"          \
     "  --precision P        fp32 (default) | bf16\n"                                                                   \
-    "  --device D           cpu (default) | guard:cpu (slow, checks every operation) | cpu-f64\n"                      \
+    "  --device D           " DEVICE_HELP "\n"                                                                          \
     "  --threads N          of each rank; 0 (default): all that it may use\n"
 
 struct with_model {
@@ -37,9 +38,9 @@ enum status with_model_open(const char *command, const struct model_options *opt
 /* Ends everything; returns the first failure, `status` before its own, and leaves the message to rank 0. */
 enum status with_model_close(struct with_model *with, enum status status);
 
-/* Opens a device table by name, the same bits whatever the number of threads. threads 0: what each of `ranks_here`
+/* device_choose, the same bits whatever the number of threads. threads 0: what each of `ranks_here`
  * ranks on this machine may use. */
-enum status with_model_device(const char *command, const char *device, int64_t threads, int ranks_here,
+enum status with_model_device(const char *command, const char *device, bool bf16, int64_t threads, int ranks_here,
                               const struct ops **ops);
 
 #endif

@@ -1,6 +1,8 @@
 /* See with_run.h. */
 #include "commands/with_run.h"
 
+#include "commands/device.h"
+
 #include "base/file.h"
 #include "base/log.h"
 #include "base/machine.h"
@@ -37,10 +39,9 @@ static enum status read_tokenizer(const struct config *config, char **path, uint
 }
 
 static enum status open_device(struct with_run *with) {
-    const char *name = strcmp(with->config.device, "auto") == 0 ? "cpu" : with->config.device;
     struct ops_options options = {.threads = machine_threads(comm_node_size(with->comm)),
                                   .deterministic = with->config.deterministic};
-    return ops_open(name, &options, &with->ops);
+    return device_choose(with->config.device, with->config.precision == PRECISION_BF16, &options, &with->ops);
 }
 
 static enum status read_here(const char *command, const struct option_list *words, const struct option_list *overrides,

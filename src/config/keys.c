@@ -21,7 +21,7 @@ const struct config_key config_keys[] = {
      .help = "the same bits on every run with the same number of ranks, kills included"},
     {"", "seed", KEY_SEED, AT(seed), .fallback = "1", .help = "of sample order and initial values"},
     {"", "device", KEY_TEXT, AT(device), .fallback = "auto",
-     .help = "auto, cpu, or guard:cpu (checks every operation, slow)"},
+     .help = "auto (a GPU where there is one), cpu, cuda, or guard:cpu (checks every operation, slow)"},
 
     {"data", "train", KEY_TEXTS, AT(train_data), .count_offset = offsetof(struct config, train_data_count),
      .required = true, .help = "a pattern of shard paths, or a list of them"},

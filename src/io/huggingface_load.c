@@ -1,8 +1,10 @@
 /* Fills a tensor table from a Hugging Face directory; see huggingface.h. */
 #include "base/file.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "io/huggingface_internal.h"
 #include "io/safetensors.h"
+#include "params/values.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -57,6 +59,7 @@ struct load {
     float *values;                               /* scratch: HUGGINGFACE_CHUNK */
     double *wide;
     int64_t room; /* of the scratch */
+    struct hash_stream *hash; /* of the row that is being read, for tables that hold it narrower */
 };
 
 /* The tensor with its prefix or, in files of the bare model, without. */
@@ -157,20 +160,16 @@ static enum status check_extra_head(struct load *load, struct problems *problems
 
 /* ---- values ---------------------------------------------------------------------------------------------------------
  */
-enum status huggingface_upload(const struct ops *ops, struct tensor to, const float *values, double *wide,
+enum status huggingface_upload(const struct ops *ops, struct tensor to, float *values, double *wide,
                                int64_t count) {
-    if (to.dtype == DTYPE_F32) return ops->upload(ops, to, values);
-    if (to.dtype != DTYPE_F64)
-        return error_set(STATUS_FAILED, "parameters are %s: expected f32 or f64", dtype_name(to.dtype));
+    if (to.dtype != DTYPE_F64) return values_upload(ops, to, values);
     for (int64_t i = 0; i < count; i++) wide[i] = values[i];
     return ops->upload(ops, to, wide);
 }
 
 enum status huggingface_download(const struct ops *ops, struct tensor from, float *values, double *wide,
                                  int64_t count) {
-    if (from.dtype == DTYPE_F32) return ops->download(ops, from, values);
-    if (from.dtype != DTYPE_F64)
-        return error_set(STATUS_FAILED, "parameters are %s: expected f32 or f64", dtype_name(from.dtype));
+    if (from.dtype != DTYPE_F64) return values_download(ops, from, values);
     TRY(ops->download(ops, from, wide));
     for (int64_t i = 0; i < count; i++) values[i] = (float)wide[i];
     return STATUS_OK;
@@ -200,15 +199,36 @@ static enum status check_finite(const struct safetensors_tensor *tensor, const f
 
 static enum status load_source(const struct load *load, const struct ops *ops, const struct source *source) {
     const struct huggingface_piece *piece = &source->piece;
+    const bool narrow = source->row->value.dtype == DTYPE_BF16;
+    if (piece->first_row == 0) hash_stream_start(load->hash);
     int64_t most = load->room / piece->columns;
     for (int64_t first = 0; first < piece->rows; first += most) {
         int64_t rows = piece->rows - first < most ? piece->rows - first : most;
         TRY(read_rows(source, first, rows, load->values));
         TRY(check_finite(source->tensor, load->values, rows * piece->columns));
+        if (narrow) hash_stream_add(load->hash, load->values, (size_t)(rows * piece->columns) * sizeof(float));
         struct tensor to = tensor_rows(source->row->value, piece->first_row + first, rows);
         TRY(huggingface_upload(ops, to, load->values, load->wide, rows * piece->columns));
     }
+    if (narrow) source->row->read_hash = hash_stream_end(load->hash); /* with the row's last piece, of all of it */
     safetensors_forget(source->tensor);
+    return STATUS_OK;
+}
+
+/* Row after row, the pieces of each in order. */
+static int compare_places(const void *a, const void *b) {
+    const struct source *left = a, *right = b;
+    if (left->row != right->row) return left->row < right->row ? -1 : 1;
+    return (left->piece.first_row > right->piece.first_row) - (left->piece.first_row < right->piece.first_row);
+}
+
+static enum status load_sources(struct load *load, const struct params *params) {
+    if (load->source_count > 1) qsort(load->sources, (size_t)load->source_count, sizeof *load->sources, compare_places);
+    for (int64_t i = 0; i < load->source_count; i++) {
+        const struct source *source = &load->sources[i];
+        TRY(load_source(load, params->ops, source));
+        TRY(params_wrote(params, source->row));
+    }
     return STATUS_OK;
 }
 
@@ -220,6 +240,7 @@ static enum status take_scratch(struct load *load, const struct params *params) 
         int64_t columns = row->rank >= 2 ? row->shape[row->rank - 1] : 1;
         if (2 * columns > load->room) load->room = 2 * columns;
     }
+    TRY(hash_stream_open(&load->hash));
     TRY(memory_new((size_t)load->room, sizeof *load->values, "tensors on their way", &load->values));
     if (params->ops->parameter != DTYPE_F64) return STATUS_OK;
     return memory_new((size_t)load->room, sizeof *load->wide, "tensors on their way", &load->wide);
@@ -230,6 +251,7 @@ static void load_close(struct load *load) {
     free(load->sources);
     free(load->values);
     free(load->wide);
+    hash_stream_close(&load->hash);
 }
 
 enum status huggingface_load(const char *directory, const struct model_config *model, struct params *params) {
@@ -242,7 +264,7 @@ enum status huggingface_load(const char *directory, const struct model_config *m
     find_surplus(&load, &problems);
     TRY_GOTO(done, check_extra_head(&load, &problems));
     TRY_GOTO(done, report_problems(directory, &problems));
-    for (int64_t i = 0; i < load.source_count; i++) TRY_GOTO(done, load_source(&load, params->ops, &load.sources[i]));
+    status = load_sources(&load, params);
 done:
     load_close(&load);
     return status;
@@ -291,8 +313,10 @@ enum status huggingface_load_added(const char *directory, struct params *params)
         struct source *source = &load.sources[i];
         struct param flat = *source->row; /* as a matrix of its last dimension, whatever its rank */
         flat.value = tensor_as_rows(flat.value);
+        const struct param *row = source->row;
         source->row = &flat;
         TRY_GOTO(done, load_source(&load, params->ops, source));
+        TRY_GOTO(done, params_wrote(params, row));
     }
 done:
     load_close(&load);

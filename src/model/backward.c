@@ -13,7 +13,7 @@ static enum status norm_gradient(const struct model *model, const struct param *
                                  struct tensor dx, bool overwrite) {
     bool layer_norm = model->config.type == MODEL_GPT2;
     struct norm_backward norm = {
-        .kind = layer_norm ? NORM_LAYER : NORM_RMS, .dy = dy, .x = x, .weight = weight->value,
+        .kind = layer_norm ? NORM_LAYER : NORM_RMS, .dy = dy, .x = x, .weight = weight->working,
         .mean = layer_norm ? mean : tensor_none(), .rstd = rstd, .dx = dx, .dweight = grad_of(weight),
         .dbias = grad_of(bias), .overwrite_dx = overwrite,
     };

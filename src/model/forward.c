@@ -1,7 +1,7 @@
 /* The forward pass: embeddings, layers, final norm; teacher and student alike. */
 #include "model/internal.h"
 
-static struct tensor value_of(const struct param *row) { return row ? row->value : tensor_none(); }
+static struct tensor working_of(const struct param *row) { return row ? row->working : tensor_none(); }
 
 enum status plan_load(struct plan *plan, const int32_t *ids, const int32_t *positions, const int32_t *start) {
     const struct model_config *c = &plan->model->config;
@@ -36,8 +36,8 @@ enum status plan_load_batch(struct plan *plan, const struct batch *batch) {
 static enum status embed_batch(struct plan *plan, struct tensor x) {
     const struct params *params = &plan->model->params;
     struct embedding embedding = {.ids = plan->ids, .positions = plan->positions,
-                                  .table = params_find(params, "wte")->value,
-                                  .position_table = value_of(params_find(params, "wpe")), .x = x};
+                                  .table = params_find(params, "wte")->working,
+                                  .position_table = working_of(params_find(params, "wpe")), .x = x};
     TRY(params->ops->embedding(params->ops, &embedding));
     return probe_look(plan, -1, "the embeddings", x);
 }
@@ -76,7 +76,7 @@ static enum status norm_forward(const struct model *model, const struct param *w
     bool layer_norm = model->config.type == MODEL_GPT2;
     struct norm norm = {
         .kind = layer_norm ? NORM_LAYER : NORM_RMS, .epsilon = model->config.norm_epsilon, .x = x, .delta = delta,
-        .sum = tensor_present(delta) ? sum : tensor_none(), .weight = weight->value, .bias = value_of(bias), .y = y,
+        .sum = tensor_present(delta) ? sum : tensor_none(), .weight = weight->working, .bias = working_of(bias), .y = y,
         .mean = layer_norm ? mean : tensor_none(), .rstd = rstd,
     };
     return ops->norm(ops, &norm);

@@ -16,7 +16,8 @@ struct head {
     int64_t chunk; /* rows of logits at a time */
     void *block;
     size_t bytes;
-    struct tensor teacher_logits, student_logits; /* [chunk,V] */
+    int64_t stride; /* of a row of logits: on a GPU a multiple of 64 elements, whatever V is, for its matrix products */
+    struct tensor teacher_logits, student_logits; /* [chunk,V] in rows of `stride` */
     struct tensor targets;                        /* [N] I32 */
     struct tensor outputs[ROW_OUTPUTS];           /* [N]: kl, reverse_kl, ce, teacher_ce, agree, entropy */
     struct tensor sums;                           /* [ROW_OUTPUTS] F64 */
@@ -29,8 +30,9 @@ static const struct param *head_row(const struct model *model) {
 
 static void build(struct head *head, struct arena *arena) {
     int64_t v = head->student->config.vocabulary, n = head->options.rows;
-    if (head->teacher) head->teacher_logits = arena_2d(arena, head->ops->real, head->chunk, v);
-    head->student_logits = arena_2d(arena, head->ops->real, head->chunk, v);
+    const enum dtype real = head->ops->real;
+    if (head->teacher) head->teacher_logits = tensor_columns(arena_2d(arena, real, head->chunk, head->stride), 0, v);
+    head->student_logits = tensor_columns(arena_2d(arena, real, head->chunk, head->stride), 0, v);
     head->targets = arena_1d(arena, DTYPE_I32, n);
     for (int i = 0; i < ROW_OUTPUTS; i++) {
         bool wanted = i == 0 || i == 2 || head->options.statistics;
@@ -45,7 +47,9 @@ static enum status prepare(const struct model *teacher, const struct model *stud
     TRY(memory_new(1, sizeof *head, "the head", &head));
     *head = (struct head){.teacher = teacher, .student = student, .ops = student->params.ops, .options = *options};
     size_t budget = options->budget_bytes ? options->budget_bytes : default_budget;
-    size_t row = (size_t)student->config.vocabulary * dtype_size(head->ops->real) * (teacher ? 2 : 1);
+    const int64_t vocabulary = student->config.vocabulary;
+    head->stride = head->ops->host_memory ? vocabulary : (vocabulary + 63) / 64 * 64;
+    size_t row = (size_t)head->stride * dtype_size(head->ops->real) * (teacher ? 2 : 1);
     head->chunk = (int64_t)(budget / row);
     if (head->chunk > options->rows) head->chunk = options->rows;
     if (head->chunk < 1) head->chunk = 1;
@@ -98,7 +102,7 @@ void head_close(struct head **out) {
 /* logits [count,V] = hidden [count,C]·Wᵀ. */
 static enum status project(const struct model *model, struct tensor hidden, struct tensor logits) {
     const struct param *row = head_row(model);
-    struct gemm gemm = {.a = hidden, .b = row->value, .c = logits, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
+    struct gemm gemm = {.a = hidden, .b = row->working, .c = logits, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
                         .constant_b = !row->owned || !tensor_present(row->grad)};
     return model->params.ops->gemm(model->params.ops, &gemm);
 }
@@ -108,7 +112,7 @@ static enum status project_backward(const struct model *model, struct tensor d_l
                                     struct tensor d_hidden) {
     const struct ops *ops = model->params.ops;
     const struct param *row = head_row(model);
-    struct gemm gemm = {.a = d_logits, .b = row->value, .c = d_hidden, .alpha = 1, .bf16 = model->bf16,
+    struct gemm gemm = {.a = d_logits, .b = row->working, .c = d_hidden, .alpha = 1, .bf16 = model->bf16,
                         .constant_b = !row->owned || !tensor_present(row->grad)};
     TRY(ops->gemm(ops, &gemm));
     if (!row->trained) return STATUS_OK;
@@ -187,23 +191,36 @@ enum status head_read_rows(struct head *head, const struct head_rows *rows) {
     return STATUS_OK;
 }
 
+/* out [rows,V] = the first rows of the student's logits; host: room for the rows as they lie on the device. */
+static enum status read_logits(const struct head *head, int64_t rows, double *host, float *out) {
+    const int64_t v = head->student->config.vocabulary, stride = head->stride;
+    const struct ops *ops = head->ops;
+    const struct tensor lines = tensor_2d(head->student_logits.data, ops->real, rows, stride);
+    if (ops->real == DTYPE_F32 && stride == v) return ops->download(ops, lines, out);
+    TRY(values_read(ops, lines, host));
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t i = 0; i < v; i++) out[r * v + i] = (float)host[r * stride + i];
+    }
+    return STATUS_OK;
+}
+
 enum status head_logits(struct head *head, struct tensor hidden, int64_t first, int64_t count, bool log_probabilities,
                         float *out) {
     const struct ops *ops = head->ops;
-    int64_t v = head->student->config.vocabulary;
-    double *wide = NULL;
+    const int64_t v = head->student->config.vocabulary;
+    double *host = NULL;
     enum status status = STATUS_OK;
-    if (ops->real == DTYPE_F64) TRY(memory_new((size_t)(head->chunk * v), sizeof *wide, "logits", &wide));
+    if (ops->real != DTYPE_F32 || head->stride != v) {
+        TRY(memory_new((size_t)(head->chunk * head->stride), sizeof *host, "logits", &host));
+    }
     for (int64_t done = 0; done < count; done += head->chunk) {
-        int64_t rows = count - done < head->chunk ? count - done : head->chunk;
+        const int64_t rows = count - done < head->chunk ? count - done : head->chunk;
         struct tensor logits = tensor_rows(head->student_logits, 0, rows);
         TRY_GOTO(done, project(head->student, tensor_rows(hidden, first + done, rows), logits));
         if (log_probabilities) TRY_GOTO(done, ops->log_softmax(ops, logits, logits));
-        float *place = out + done * v;
-        TRY_GOTO(done, ops->download(ops, logits, wide ? (void *)wide : (void *)place));
-        for (int64_t i = 0; wide && i < rows * v; i++) place[i] = (float)wide[i];
+        TRY_GOTO(done, read_logits(head, rows, host, out + done * v));
     }
 done:
-    free(wide);
+    free(host);
     return status;
 }

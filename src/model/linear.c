@@ -10,15 +10,15 @@ enum status linear_forward(const struct model *model, const struct linear *linea
                            enum activation activation, struct tensor pre, struct tensor low) {
     const struct ops *ops = model->params.ops;
     struct gemm gemm = {
-        .a = x, .b = linear->weight->value, .c = y, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
+        .a = x, .b = linear->weight->working, .c = y, .transpose_b = true, .alpha = 1, .bf16 = model->bf16,
         .constant_b = !linear->weight->owned || !tensor_present(linear->weight->grad),
-        .bias = linear->bias ? linear->bias->value : tensor_none(), .activation = activation, .pre = pre,
+        .bias = linear->bias ? linear->bias->working : tensor_none(), .activation = activation, .pre = pre,
     };
     TRY(ops->gemm(ops, &gemm));
     if (!linear->lora_a) return STATUS_OK;
-    struct gemm down = {.a = x, .b = linear->lora_a->value, .c = low, .transpose_b = true, .alpha = 1};
+    struct gemm down = {.a = x, .b = linear->lora_a->working, .c = low, .transpose_b = true, .alpha = 1};
     TRY(ops->gemm(ops, &down));
-    struct gemm up = {.a = low, .b = linear->lora_b->value, .c = y, .transpose_b = true, .alpha = 1, .accumulate = true};
+    struct gemm up = {.a = low, .b = linear->lora_b->working, .c = y, .transpose_b = true, .alpha = 1, .accumulate = true};
     return ops->gemm(ops, &up);
 }
 
@@ -36,17 +36,17 @@ enum status linear_backward(const struct model *model, const struct linear *line
     TRY(weight_gradient(model, linear->weight, dy, x));
     if (linear->bias && linear->bias->trained) TRY(ops->bias_backward(ops, dy, linear->bias->grad));
     if (tensor_present(dx)) {
-        struct gemm gemm = {.a = dy, .b = linear->weight->value, .c = dx, .alpha = 1, .bf16 = model->bf16,
+        struct gemm gemm = {.a = dy, .b = linear->weight->working, .c = dx, .alpha = 1, .bf16 = model->bf16,
                             .constant_b = !linear->weight->owned || !tensor_present(linear->weight->grad)};
         TRY(ops->gemm(ops, &gemm));
     }
     if (!linear->lora_a) return STATUS_OK;
     TRY(weight_gradient(model, linear->lora_b, dy, low));
-    struct gemm up = {.a = dy, .b = linear->lora_b->value, .c = d_low, .alpha = 1};
+    struct gemm up = {.a = dy, .b = linear->lora_b->working, .c = d_low, .alpha = 1};
     TRY(ops->gemm(ops, &up));
     TRY(weight_gradient(model, linear->lora_a, d_low, x));
     if (!tensor_present(dx)) return STATUS_OK;
-    struct gemm down = {.a = d_low, .b = linear->lora_a->value, .c = dx, .alpha = 1, .accumulate = true};
+    struct gemm down = {.a = d_low, .b = linear->lora_a->working, .c = dx, .alpha = 1, .accumulate = true};
     return ops->gemm(ops, &down);
 }
 

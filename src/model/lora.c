@@ -82,7 +82,7 @@ static enum status start_row(const struct model *model, int64_t layer, int part,
     const struct param *weight = row_of(model, layer, part, "weight"), *a = row_of(model, layer, part, "lora_a");
     int64_t out = weight->shape[0], in = weight->shape[1], most = in < out ? in : out;
     int64_t count = model->lora.rank + OVERSAMPLED < most ? model->lora.rank + OVERSAMPLED : most;
-    struct iteration it = {.ops = ops, .weight = weight->value};
+    struct iteration it = {.ops = ops, .weight = weight->working};
     size_t bytes = dtype_size(ops->real) * (size_t)(count * (in + out));
     void *block = NULL;
     TRY_GOTO(done, ops->allocate(ops, bytes, &block));
@@ -90,7 +90,8 @@ static enum status start_row(const struct model *model, int64_t layer, int part,
     it.y = tensor_2d((char *)block + dtype_size(ops->real) * (size_t)(count * in), ops->real, count, out);
     TRY_GOTO(done, memory_new((size_t)(count * in), sizeof(double), "singular vectors", &it.host));
     TRY_GOTO(done, iterate(&it, seed, rng_substream(RNG_INIT, (uint64_t)(layer * PARTS + part))));
-    status = ops->copy(ops, tensor_rows(it.x, 0, model->lora.rank), a->value);
+    TRY_GOTO(done, ops->copy(ops, tensor_rows(it.x, 0, model->lora.rank), a->value));
+    status = params_wrote(&model->params, a);
 done:
     free(it.host);
     ops->release(ops, block);

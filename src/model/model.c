@@ -1,6 +1,7 @@
 /* Makes and frees models: teachers, models from scratch, students that share a teacher's frozen weights. */
 #include "base/memory.h"
 #include "model/internal.h"
+#include "params/values.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -15,6 +16,10 @@ static enum status take_layers(struct model *model, const char *where, const str
     for (int64_t l = 0; l < model->config.layers; l++) {
         struct attention_layer *layer = &model->layers[l];
         layer->params = &model->params;
+        if (layer->kind->cpu_only && !model->params.ops->host_memory) {
+            return error_set(STATUS_USAGE, "%s%slayer %lld: kind %s has no GPU kernels; use device cpu", where, where[0] ? ": " : "",
+                             (long long)l, layer->kind->name);
+        }
         if (cover > 0 && !kind_is_full(layer->kind)) {
             if (!layer->kind->cover) {
                 return error_set(STATUS_NOT_FOUND, "kind %s: has no form that reads everything", layer->kind->name);
@@ -137,21 +142,22 @@ enum status model_extend_positions(struct model *model, int64_t length) {
     void *block = NULL;
     TRY_GOTO(done, memory_new((size_t)(count * width), sizeof *table, "positions", &table));
     TRY_GOTO(done, memory_new((size_t)(length * width), sizeof *longer, "positions", &longer));
-    if (row->value.dtype != DTYPE_F32) {
-        status = error_set(STATUS_FAILED, "wpe: expected f32, found %s", dtype_name(row->value.dtype));
+    const enum dtype dtype = row->value.dtype;
+    if (dtype == DTYPE_F64) {
+        status = error_set(STATUS_FAILED, "wpe: expected f32 or bf16, found f64");
         goto done;
     }
-    TRY_GOTO(done, ops->download(ops, row->value, table));
+    TRY_GOTO(done, values_download(ops, row->value, table));
     for (int64_t to = 0; to < length; to++) {
         extend_row(table, count, width, to, length, config->positions_beyond, longer + to * width);
     }
-    TRY_GOTO(done, ops->allocate(ops, (size_t)(length * width) * sizeof *longer, &block));
-    struct tensor value = tensor_2d(block, DTYPE_F32, length, width);
-    TRY_GOTO(done, ops->upload(ops, value, longer));
+    TRY_GOTO(done, ops->allocate(ops, (size_t)(length * width) * dtype_size(dtype), &block));
+    struct tensor value = tensor_2d(block, dtype, length, width);
+    TRY_GOTO(done, values_upload(ops, value, longer));
     if (model->params.extra) ops->release(ops, model->params.extra);
     model->params.extra = block;
     block = NULL;
-    row->value = value;
+    params_move(&model->params, row, value);
     row->shape[0] = length;
     config->positions = length;
 done:

@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 #include "base/memory.h"
+#include "params/values.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -48,20 +49,22 @@ enum status model_restore_check_teacher(const char *checkpoint, const struct res
 /* --- reading -------------------------------------------------------------------------------------------------------
  */
 
+/* Checkpoints hold ops->parameter, in whatever form the table holds its values. */
 static enum status check_row(const struct checkpoint *checkpoint, const char *path, const char *name,
-                             const struct param *row) {
+                             const struct param *row, enum dtype dtype) {
     struct checkpoint_tensor stored;
     char expected[64], found[64];
     if (!checkpoint_has(checkpoint, name, &stored)) {
         return error_set(STATUS_USAGE, "%s: has no %s; it belongs to a run that does not train that parameter", path,
                          name);
     }
-    bool same = stored.rank == row->rank && stored.dtype == row->value.dtype;
+    bool same = stored.rank == row->rank && stored.dtype == dtype;
     for (int i = 0; i < row->rank && same; i++) same = stored.shape[i] == row->shape[i];
     if (same) return STATUS_OK;
-    struct tensor shape = {.dtype = stored.dtype, .rank = stored.rank};
+    struct tensor shape = {.dtype = stored.dtype, .rank = stored.rank}, wanted = row->value;
+    wanted.dtype = dtype;
     memcpy(shape.shape, stored.shape, sizeof shape.shape);
-    tensor_describe(row->value, expected, sizeof expected);
+    tensor_describe(wanted, expected, sizeof expected);
     tensor_describe(shape, found, sizeof found);
     return error_set(STATUS_USAGE, "%s: %s: expected %s, found %s; it belongs to another student", path, name, expected,
                      found);
@@ -73,7 +76,7 @@ static enum status check_all(const struct checkpoint *checkpoint, const char *pa
     for (int64_t i = 0; i < params->count; i++) {
         for (int part = 0; part < parts && params->rows[i].owned; part++) {
             snprintf(name, sizeof name, "%s/%s", part_names[part], params->rows[i].name);
-            TRY(check_row(checkpoint, path, name, &params->rows[i]));
+            TRY(check_row(checkpoint, path, name, &params->rows[i], params->ops->parameter));
         }
     }
     for (size_t i = 0; i < checkpoint_tensor_count(checkpoint); i++) {
@@ -96,14 +99,17 @@ enum status model_restore(struct checkpoint *checkpoint, const char *path, struc
     int parts = moments ? PARTS : 1;
     TRY_GOTO(done, check_all(checkpoint, path, params, parts));
     for (int64_t i = 0; i < params->count; i++) {
-        const struct param *row = &params->rows[i];
+        struct param *row = &params->rows[i];
         for (int part = 0; part < parts && row->owned; part++) {
-            struct tensor tensor = part_of_row(row, part);
+            const struct tensor tensor = part_of_row(row, part);
+            const size_t bytes = (size_t)tensor_count(tensor) * dtype_size(ops->parameter);
             snprintf(name, sizeof name, "%s/%s", part_names[part], row->name);
-            TRY_GOTO(done, memory_grow(&host, tensor_bytes(tensor), 1, name));
-            TRY_GOTO(done, checkpoint_read(checkpoint, name, tensor.dtype, 0, tensor_count(tensor), host));
-            TRY_GOTO(done, ops->upload(ops, tensor, host));
+            TRY_GOTO(done, memory_grow(&host, bytes, 1, name));
+            TRY_GOTO(done, checkpoint_read(checkpoint, name, ops->parameter, 0, tensor_count(tensor), host));
+            if (tensor.dtype == DTYPE_BF16) row->read_hash = hash_bytes(host, bytes);
+            TRY_GOTO(done, values_upload(ops, tensor, (float *)(void *)host));
         }
+        if (row->owned) TRY_GOTO(done, params_wrote(params, row));
     }
 done:
     free(host);

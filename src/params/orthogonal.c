@@ -63,6 +63,7 @@ enum status params_redraw(const struct params *params, const struct param *row, 
     TRY_GOTO(done, params_draw_orthogonal(seed, hash_combine(name, draw) >> 8, rows, columns, values));
     for (int64_t n = each; n < count; n++) values[n] = values[n - each];
     status = values_write(params->ops, row->value, values);
+    if (status == STATUS_OK) status = params_wrote(params, row);
 done:
     free(values);
     return status;

@@ -110,7 +110,7 @@ enum status params_share(const struct params *teacher, struct params *params) {
 }
 
 static void release_blocks(struct params *params) {
-    struct tensor *blocks[] = {&params->values, &params->grads, &params->m, &params->v};
+    struct tensor *blocks[] = {&params->values, &params->grads, &params->m, &params->v, &params->workings};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
         if (tensor_present(*blocks[i])) params->ops->release(params->ops, blocks[i]->data);
         *blocks[i] = tensor_none();
@@ -143,6 +143,11 @@ int64_t params_elements(const struct params *params) {
     int64_t count = 0;
     for (int64_t i = 0; i < params->count; i++) count += row_elements(&params->rows[i]);
     return count;
+}
+
+size_t params_bytes(const struct params *params) {
+    return tensor_bytes(params->values) + tensor_bytes(params->workings) + tensor_bytes(params->grads) + tensor_bytes(params->m) +
+           tensor_bytes(params->v);
 }
 
 bool params_match(const struct param *row, const char *pattern) {
@@ -217,18 +222,39 @@ enum status params_own(struct params *params, char *const *patterns, size_t coun
     return STATUS_OK;
 }
 
-static enum status take_block(struct params *params, bool zero, struct tensor *block) {
+static enum status take_block(struct params *params, enum dtype dtype, bool zero, struct tensor *block) {
     const struct ops *ops = params->ops;
     int64_t elements = params->owned_elements ? params->owned_elements : 1;
     void *data = NULL;
-    TRY(ops->allocate(ops, (size_t)elements * dtype_size(ops->parameter), &data));
-    *block = tensor_1d(data, ops->parameter, elements);
+    TRY(ops->allocate(ops, (size_t)elements * dtype_size(dtype), &data));
+    *block = tensor_1d(data, dtype, elements);
     return zero ? ops->fill(ops, *block, 0) : STATUS_OK;
 }
 
 static struct tensor row_view(const struct param *row, struct tensor block) {
     if (!tensor_present(block)) return tensor_none();
     return tensor_reshape(tensor_rows(block, row->offset, row_elements(row)), row->rank, row->shape);
+}
+
+static enum status place_row(const struct params *params, struct param *row) {
+    const struct tensor shared = row->value;
+    row->value = row_view(row, params->values);
+    row->working = tensor_present(params->workings) ? row_view(row, params->workings) : row->value;
+    row->grad = row_view(row, params->grads);
+    row->m = row_view(row, params->m);
+    row->v = row_view(row, params->v);
+    if (!tensor_present(shared)) return STATUS_OK;
+    TRY(params->ops->copy(params->ops, shared, row->value));
+    return params_wrote(params, row);
+}
+
+enum status params_wrote(const struct params *params, const struct param *row) {
+    return row->working.data == row->value.data ? STATUS_OK : params->ops->copy(params->ops, row->value, row->working);
+}
+
+void params_move(const struct params *params, struct param *row, struct tensor value) {
+    if (!tensor_present(params->workings) || !row->owned) row->working = value;
+    row->value = value;
 }
 
 enum status params_place(struct params *params, bool train) {
@@ -241,21 +267,17 @@ enum status params_place(struct params *params, bool train) {
         row->offset = params->owned_elements;
         params->owned_elements += row_elements(row);
     }
-    TRY_GOTO(done, take_block(params, false, &params->values));
+    const enum dtype real = params->ops->real, parameter = params->ops->parameter;
+    const bool only_read = !train && !params->shares_teacher;
+    TRY_GOTO(done, take_block(params, only_read ? real : parameter, false, &params->values));
+    if (!only_read && real != parameter) TRY_GOTO(done, take_block(params, real, false, &params->workings));
     if (train) {
-        TRY_GOTO(done, take_block(params, true, &params->grads));
-        TRY_GOTO(done, take_block(params, true, &params->m));
-        TRY_GOTO(done, take_block(params, true, &params->v));
+        TRY_GOTO(done, take_block(params, parameter, true, &params->grads));
+        TRY_GOTO(done, take_block(params, parameter, true, &params->m));
+        TRY_GOTO(done, take_block(params, parameter, true, &params->v));
     }
     for (int64_t i = 0; i < params->count; i++) {
-        struct param *row = &params->rows[i];
-        if (!row->owned) continue;
-        struct tensor shared = row->value;
-        row->value = row_view(row, params->values);
-        row->grad = row_view(row, params->grads);
-        row->m = row_view(row, params->m);
-        row->v = row_view(row, params->v);
-        if (tensor_present(shared)) TRY_GOTO(done, params->ops->copy(params->ops, shared, row->value));
+        if (params->rows[i].owned) TRY_GOTO(done, place_row(params, &params->rows[i]));
     }
 done:
     if (status != STATUS_OK) release_blocks(params);
@@ -299,6 +321,7 @@ enum status params_initialise(struct params *params, uint64_t seed, bool only_ad
         const struct param *row = &params->rows[i];
         if (!row->owned || (only_added && !row->added && !row->lora)) continue;
         TRY(initialise_row(params, row, seed));
+        TRY(params_wrote(params, row));
     }
     return STATUS_OK;
 }
@@ -346,6 +369,10 @@ enum status params_hash(const struct params *params, uint64_t *hash) {
         const struct param *row = &params->rows[i];
         *hash = hash_combine(*hash, hash_bytes(row->name, strlen(row->name)));
         *hash = hash_combine(*hash, hash_bytes(row->shape, (size_t)row->rank * sizeof *row->shape));
+        if (row->read_hash) {
+            *hash = hash_combine(*hash, row->read_hash);
+            continue;
+        }
         TRY_GOTO(done, memory_grow(&host, tensor_bytes(row->value), 1, "a parameter's copy"));
         TRY_GOTO(done, params->ops->download(params->ops, row->value, host));
         *hash = hash_combine(*hash, hash_bytes(host, tensor_bytes(row->value)));

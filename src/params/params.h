@@ -35,7 +35,10 @@ struct param {
     bool owned;                 /* value lies in this table's own block */
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
-    struct tensor value, grad, m, v; /* grad, m, v: none when not owned by a trainer */
+    /* value: ops->parameter; of a model that is only read it may be ops->real. working: what operations read, in ops->real; the value
+     * itself where that is its dtype, else a copy that params_wrote makes. grad, m, v: none when not owned by a trainer. */
+    struct tensor value, working, grad, m, v;
+    uint64_t read_hash; /* of the values as they were read, where `value` is narrower than ops->parameter; else 0 */
 };
 
 struct params {
@@ -44,6 +47,7 @@ struct params {
     int64_t count;
     int64_t owned_elements;
     struct tensor values, grads, m, v; /* [owned_elements] each; grads, m, v: none for a model that only runs */
+    struct tensor workings;            /* [owned_elements] in ops->real, or none: operations read the values */
     bool shares_teacher;
     void *extra; /* memory of a row that was replaced by a longer one (learned positions beyond their table) */
 };
@@ -58,6 +62,7 @@ void params_free(struct params *params); /* NULL-safe */
 
 struct param *params_find(const struct params *params, const char *name); /* NULL: not there */
 int64_t params_elements(const struct params *params);                      /* of all rows */
+size_t params_bytes(const struct params *params); /* of the table's own blocks: values, working copies, gradients, moments */
 /* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(…)" (LoRA's rows); a shell pattern over the
  * whole name; or a run of dotted parts inside it ("attn.qkv" names h.3.attn.qkv.weight and .bias). */
 bool params_match(const struct param *row, const char *pattern);
@@ -73,8 +78,14 @@ enum status params_lora(char *const *patterns, size_t count, struct lora *lora);
 /* Marks as owned the rows that match any pattern (of any stage), besides those already owned. STATUS_USAGE names a pattern that matches
  * nothing, with the nearest names. */
 enum status params_own(struct params *params, char *const *patterns, size_t count);
-/* Allocates the owned blocks: values, and with `train` grads, m, v (zero). Rows that were shared are copied from the teacher. */
+/* Allocates the owned blocks: values, and with `train` grads, m, v (zero). Rows that were shared are copied from the teacher. Where
+ * ops->real is narrower than ops->parameter, a table that neither trains nor shares a teacher holds its values in ops->real, nothing
+ * else; any other table also holds working copies. */
 enum status params_place(struct params *params, bool train);
+/* The row's value was written: its working copy follows. */
+enum status params_wrote(const struct params *params, const struct param *row);
+/* The row lies elsewhere from now on: `value` is its value and, for tables without working copies, what operations read. */
+void params_move(const struct params *params, struct param *row, struct tensor value);
 /* Fills the rows that are added (or, of a model from scratch, all): a function of (seed, name). */
 enum status params_initialise(struct params *params, uint64_t seed, bool only_added);
 /* Rows of x [rows,columns] made orthonormal, in order (Gram-Schmidt); one that depends on those before it becomes 0. */
@@ -92,7 +103,7 @@ enum status params_reset_moments(struct params *params);
  * rows join. For all-reduce, norms, AdamW by runs of equal decay use the rows themselves. */
 bool params_next_run(const struct params *params, int64_t *offset, int64_t *count);
 
-/* One hash over names, shapes and values of all rows: a teacher's identity. */
+/* One hash over names, shapes and values of all rows, as they were read: a teacher's identity, the same on every table. */
 enum status params_hash(const struct params *params, uint64_t *hash);
 
 #endif

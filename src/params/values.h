@@ -1,12 +1,15 @@
-/* Values of a device tensor, F32 or F64, as doubles on the host. */
+/* Values of a contiguous device tensor on the host: F32, F64 or BF16 there, doubles or floats here. */
 #ifndef SQUINT_PARAMS_VALUES_H
 #define SQUINT_PARAMS_VALUES_H
 
 #include "kernels/ops.h"
 
-/* out [all elements of `from`], which is contiguous. */
+/* out [all elements of `from`]. */
 enum status values_read(const struct ops *ops, struct tensor from, double *out);
-/* to, contiguous, = values, which are lost. */
+/* to = values, which are lost. */
 enum status values_write(const struct ops *ops, struct tensor to, double *values);
+/* The same in floats (doubles of an F64 tensor pass as they are). */
+enum status values_download(const struct ops *ops, struct tensor from, float *out);
+enum status values_upload(const struct ops *ops, struct tensor to, float *values);
 
 #endif

@@ -117,6 +117,7 @@ static enum status write_step(struct record *record, const struct train_state *s
     const struct config_stage *stage = &run->config->stages[state->stage];
     struct metrics_record line = metrics_record_new(state->total, stage->name);
     double peak = run->peak_flops;
+    struct device_memory memory;
     char extra[RECORD_KINDS + 96], own[40] = "";
     line.loss = result->loss;
     line.kl = or_absent(result->kl, stage->objective == OBJECTIVE_KL);
@@ -127,8 +128,9 @@ static enum status write_step(struct record *record, const struct train_state *s
     line.tokens_per_s = (double)stage->batch * (double)stage->length / seconds;
     line.flops_per_s = record->flops / seconds;
     line.peak_share = or_absent(record->flops / seconds / peak, peak > 0);
-    line.memory_bytes = machine_memory_now();
-    line.memory_peak_bytes = machine_memory_peak();
+    run->ops->memory(run->ops, &memory);
+    line.memory_bytes = memory.used;
+    line.memory_peak_bytes = memory.peak;
     line.step_s = seconds;
     for (int i = 0; i < PHASES; i++) {
         line.phases[i] = (struct metrics_phase){.name = phase_names[i], .seconds = result->seconds[i]};

@@ -4,7 +4,6 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
-#include "base/machine.h"
 #include "base/memory.h"
 #include "io/huggingface.h"
 
@@ -238,12 +237,12 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
     const struct model *teacher = run_teacher(run);
     const struct stage_choice recipe = stage_choice_of(run->config), choice = choice_of(run, index);
     bool fits = false;
-    double free_now = machine_memory_available() / comm_node_size(run->comm);
+    struct device_memory memory_now;
+    run->ops->memory(run->ops, &memory_now);
+    double free_now = memory_now.available / comm_node_size(run->comm);
     TRY(comm_all_reduce(run->comm, tensor_1d(&free_now, DTYPE_F64, 1), COMM_MIN));
     /* The parameters are here already, and are counted in the plan. */
-    size_t taken =
-        (size_t)run->student.params.owned_elements * 4 + (size_t)(teacher ? teacher->params.owned_elements : 0);
-    taken *= dtype_size(run->ops->parameter);
+    const size_t taken = params_bytes(&run->student.params) + (teacher ? params_bytes(&teacher->params) : 0);
     double available = free_now > 0 ? free_now + (double)taken : 0;
     TRY(measure(run, &choice, index, available, memory, &fits));
     if (!fits && (choice.micro_batch != recipe.micro_batch || choice.recompute != recipe.recompute)) {
@@ -263,15 +262,16 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
 }
 
 enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {
-    enum { EDGE = 768, TIMES = 4 };
+    enum { TIMES = 4 };
+    const int64_t edge = ops->host_memory ? 768 : 8192; /* as large as it takes to be the arithmetic's time */
     enum status status = STATUS_OK;
-    size_t bytes = (size_t)EDGE * EDGE * dtype_size(ops->real);
+    size_t bytes = (size_t)(edge * edge) * dtype_size(ops->real);
     void *blocks[3] = {NULL};
     struct tensor matrices[3];
     *flops = 0;
     for (int i = 0; i < 3; i++) {
         TRY_GOTO(done, ops->allocate(ops, bytes, &blocks[i]));
-        matrices[i] = tensor_2d(blocks[i], ops->real, EDGE, EDGE);
+        matrices[i] = tensor_2d(blocks[i], ops->real, edge, edge);
         TRY_GOTO(done, ops->fill(ops, matrices[i], 0.5));
     }
     struct gemm gemm = {
@@ -280,7 +280,7 @@ enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {
         double begin = time_now_s();
         TRY_GOTO(done, ops->gemm(ops, &gemm));
         TRY_GOTO(done, ops->synchronise(ops));
-        double rate = 2.0 * EDGE * EDGE * EDGE / (time_now_s() - begin);
+        double rate = 2.0 * (double)(edge * edge * edge) / (time_now_s() - begin);
         if (rate > *flops) *flops = rate;
     }
 done:

@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-enum { AUTO_TOKENS = 2048 };
+enum { AUTO_TOKENS = 2048, AUTO_TOKENS_GPU = 16384 };
 static const double memory_share = 0.9; /* of what is free; the rest is for HDF5, MPI and the libraries' own */
 
 enum status stage_part(const struct config_stage *stage, int rank, int size, int64_t *first, int64_t *count) {
@@ -24,10 +24,6 @@ static int64_t largest_divisor(int64_t part, int64_t limit) {
     return divisor > 0 ? divisor : 1;
 }
 
-static size_t params_bytes(const struct params *params) {
-    return (size_t)params->owned_elements * dtype_size(params->ops->parameter);
-}
-
 static enum status measure_with(const struct config_stage *stage, const struct model *teacher,
                                 const struct model *student, int64_t part, struct stage_memory *memory) {
     const struct ops *ops = student->params.ops;
@@ -40,8 +36,9 @@ static enum status measure_with(const struct config_stage *stage, const struct m
                                  .recompute = memory->recompute && !align,
                                  .align = align};
     struct head_options head = {.rows = rows};
-    memory->parameters = params_bytes(&student->params) + (teacher ? params_bytes(&teacher->params) : 0);
-    memory->optimizer = 3 * params_bytes(&student->params);
+    const struct params *own = &student->params;
+    memory->optimizer = tensor_bytes(own->grads) + tensor_bytes(own->m) + tensor_bytes(own->v);
+    memory->parameters = params_bytes(own) - memory->optimizer + (teacher ? params_bytes(&teacher->params) : 0);
     memory->teacher_plan = memory->head = 0;
     if (teacher) TRY(plan_measure(teacher, &forward, &memory->teacher_plan));
     TRY(plan_measure(student, &train, &memory->student_plan));
@@ -62,8 +59,8 @@ struct stage_choice stage_choice_of(const struct config *config) {
 enum status stage_measure(const struct stage_choice *choice, const struct config_stage *stage,
                           const struct model *teacher, const struct model *student, int64_t part, double available,
                           struct stage_memory *memory) {
-    int64_t wanted = choice->micro_batch;
-    int64_t micro = largest_divisor(part, wanted > 0 ? wanted : (AUTO_TOKENS + stage->length - 1) / stage->length);
+    const int64_t wanted = choice->micro_batch, tokens = student->params.ops->host_memory ? AUTO_TOKENS : AUTO_TOKENS_GPU;
+    int64_t micro = largest_divisor(part, wanted > 0 ? wanted : (tokens + stage->length - 1) / stage->length);
     *memory = (struct stage_memory){0};
     for (;; micro = largest_divisor(part, micro - 1)) {
         for (int recompute = 0; recompute < 2; recompute++) {
@@ -145,6 +142,9 @@ enum status stage_open(struct distill *d, const struct stage_memory *memory) {
     TRY_GOTO(done, memory_new((size_t)distill_sums_count(d), sizeof *d->sums, "a step's sums", &d->sums));
     TRY_GOTO(done,
              memory_new((size_t)d->student->config.layers, sizeof *d->denominators, "layers' norms", &d->denominators));
+    if (!d->student->params.ops->host_memory && comm_size(d->comm) > 1) {
+        TRY_GOTO(done, memory_new(EXCHANGE_ELEMENTS, sizeof *d->exchange, "gradients on their way", &d->exchange));
+    }
     TRY_GOTO(done, optimizer_open(&d->student->params, &d->optimizer));
     TRY_GOTO(done, open_plans(d, memory));
 done:
@@ -165,6 +165,8 @@ void stage_close(struct distill *d) {
     free(d->start);
     free(d->sums);
     free(d->denominators);
+    free(d->exchange);
+    d->exchange = NULL;
     d->ids = d->targets = d->start = NULL;
     d->sums = d->denominators = NULL;
 }

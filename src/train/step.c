@@ -141,13 +141,30 @@ static enum status run_micro_steps(struct distill *d, const struct step_settings
     return STATUS_OK;
 }
 
+/* MPI reads host memory: gradients that lie elsewhere pass through it. */
+static enum status reduce_gradients(struct distill *d, struct tensor grads) {
+    const struct ops *ops = d->student->params.ops;
+    if (comm_size(d->comm) == 1) return STATUS_OK;
+    if (!d->exchange) return comm_all_reduce(d->comm, grads, COMM_SUM);
+    enum status status = STATUS_OK;
+    for (int64_t first = 0; first < grads.shape[0]; first += EXCHANGE_ELEMENTS) {
+        const int64_t rest = grads.shape[0] - first, count = rest < EXCHANGE_ELEMENTS ? rest : EXCHANGE_ELEMENTS;
+        const struct tensor part = tensor_rows(grads, first, count);
+        KEEP_FIRST(status, ops->download(ops, part, d->exchange));
+        TRY(comm_agree(d->comm, status));
+        TRY(comm_all_reduce(d->comm, tensor_1d(d->exchange, part.dtype, count), COMM_SUM));
+        status = ops->upload(ops, part, d->exchange);
+    }
+    return comm_agree(d->comm, status);
+}
+
 /* Gradients and sums of all ranks. Runs of trained elements lie side by side, so a reduction is a few long ones. */
 static enum status reduce_over_ranks(struct distill *d, struct step_result *result) {
     double mark = time_now_s();
     const struct params *params = &d->student->params;
     int64_t offset = 0, count = 0;
     for (; params_next_run(params, &offset, &count); offset += count) {
-        TRY(comm_all_reduce(d->comm, tensor_rows(params->grads, offset, count), COMM_SUM));
+        TRY(reduce_gradients(d, tensor_rows(params->grads, offset, count)));
     }
     TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));
     end_phase(result, PHASE_COMM, &mark);

@@ -36,8 +36,11 @@ struct distill {
     int64_t micro_batch;            /* divides part */
     int32_t *ids, *targets, *start; /* [part,T] of this step */
     double *sums;                   /* what the ranks add up after a step, see step.c */
+    float *exchange;      /* host [EXCHANGE_ELEMENTS]: gradients of device memory on their way to the other ranks; else NULL */
     double *denominators; /* [L] objective attention: a row's mean ‖o_teacher‖², the same through the whole stage */
 };
+
+enum { EXCHANGE_ELEMENTS = 1 << 20 };
 
 struct step_settings {
     int64_t sample; /* number in the stage of the batch's first sample */
