@@ -103,11 +103,12 @@ static const struct attention_case shapes[] = {
     {"T 40, D 256, mixture", 1, 40, 2, 1, 256, 2, {FULL, DILATED(4, 3)}, .coefficients = {{1, 0.5}, {0.5, -1}}},
 };
 
-static void run_shapes(const char *name) {
+static void run_shapes(const char *name, size_t turn) {
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         const struct ops *ops = open_table(name, deterministic);
         for (size_t n = 0; n < sizeof shapes / sizeof *shapes; n++) {
-            simt_set_order((enum simt_order)((n + (size_t)deterministic) % 3), n);
+            if ((n + turn) % 2 != (size_t)deterministic) continue;
+            simt_set_order((enum simt_order)(n / 2 % 3), n);
             run_case(ops, &shapes[n], n, true);
         }
         ops->close(ops);
@@ -115,19 +116,19 @@ static void run_shapes(const char *name) {
 }
 static void test_shapes_f32(void **state) {
     (void)state;
-    run_shapes("cuda-f32");
+    run_shapes("cuda-f32", 0);
 }
 static void test_shapes_bf16(void **state) {
     (void)state;
-    run_shapes("cuda");
+    run_shapes("cuda", 1);
 }
 
 /* `deterministic`: every output has the same bits whatever order the threads and blocks run in. */
 static void test_order(void **state) {
     (void)state;
     static const struct attention_case rows[] = {
-        {"plain", 1, 150, 4, 2, 16, 1, {FULL}, .plain = true, .cuts = {70}},
-        {"mixture", 2, 90, 4, 2, 16, 2, {FULL, WINDOW(9)}, .coefficients = {{1, 0.5}, {0.5, -0.5}}, .shared = true},
+        {"plain", 1, 100, 2, 1, 16, 1, {FULL}, .plain = true, .cuts = {40}},
+        {"mixture", 2, 50, 2, 1, 16, 2, {FULL, WINDOW(9)}, .coefficients = {{1, 0.5}, {0.5, -0.5}}, .shared = true},
     };
     const struct ops *ops = open_table("cuda", true);
     for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) {
@@ -349,8 +350,7 @@ static void test_wrong_inputs(void **state) {
     struct attention a = {.q = wide, .k = wide, .v = wide, .o = wide, .count = 1, .causal = true, .scale = 1, .candidates = {FULL}};
     a.start = tensor_2d(start.data, DTYPE_I32, 1, 1);
     a.log_sums = tensor_4d(sums.data, DTYPE_F32, 1, 1, 1, 1);
-    CHECK_STATUS(STATUS_SHAPE, ops->attention(ops, &a));
-    if (!strstr(error_message(), "257")) fail_msg("a head of 257: %s", error_message());
+    if (ops->attention(ops, &a) != STATUS_SHAPE || !strstr(error_message(), "257")) fail_msg("a head of 257: %s", error_message());
     error_clear();
     a.q = a.k = a.v = x;
     a.o = tensor_4d(o.data, DTYPE_F32, 1, LENGTH, 1, WIDTH);
