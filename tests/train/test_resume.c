@@ -290,7 +290,7 @@ static void test_signal(void **state) {
     for (int time = 0; time < 2; time++) {
         plan.operation = OPERATION_ADAMW;
         plan.deed = DEED_SIGNAL;
-        plan.first = plan.last = 3 * LM_ROWS + 2; /* inside the fourth step of this life */
+        plan.first = plan.last = 3 * ADAMW_CALLS + 1; /* inside the fourth step of this life */
         struct life life = run_life(lm_recipe, overrides, 2, "auto");
         expect_exit(75, life, "a signal");
         assert_non_null(strstr(life.message, time == 0 ? "stopped at step 4" : "stopped at step 8"));
