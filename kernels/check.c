@@ -93,11 +93,10 @@ enum status check_gemm(const struct ops *ops, const struct gemm *a) {
     TRY(check_tensor("gemm", "b", a->b, ops->real, 2, a->transpose_b ? SHAPE(n, k) : SHAPE(k, n)));
     TRY(check_optional("gemm", "bias", a->bias, ops->real, 1, SHAPE(n)));
     if (tensor_present(a->pre)) TRY(check_tensor("gemm", "pre", a->pre, ops->real, 2, SHAPE(m, n)));
-    if ((a->accumulate || wide) && (a->activation != ACTIVATION_NONE || tensor_present(a->pre))) {
-        return error_set(STATUS_SHAPE, "gemm: accumulate, or c of another dtype than a and b, excludes an activation and pre");
-    }
-    if (wide && tensor_present(a->bias)) {
-        return error_set(STATUS_SHAPE, "gemm: c of another dtype than a and b excludes a bias");
+    const bool finished = a->activation != ACTIVATION_NONE || tensor_present(a->pre);
+    if (a->accumulate && finished) return error_set(STATUS_SHAPE, "gemm: accumulate excludes an activation and pre");
+    if (wide && (finished || tensor_present(a->bias))) {
+        return error_set(STATUS_SHAPE, "gemm: c of another dtype than a and b excludes a bias, an activation and pre");
     }
     if (m > INT_MAX || n > INT_MAX || k > INT_MAX || a->a.stride[0] > INT_MAX || a->b.stride[0] > INT_MAX ||
         a->c.stride[0] > INT_MAX) {
@@ -232,11 +231,34 @@ enum status check_reduction(const struct ops *ops, const char *operation, struct
     return check_dense(operation, "out", out, DTYPE_F64, 1, SHAPE(1));
 }
 
+static enum status check_parts(const char *operation, const struct param_part *parts, int64_t count, int64_t elements) {
+    int64_t before = 0;
+    for (int64_t p = 0; p < count; p++) {
+        if (parts[p].first >= before && parts[p].count >= 0 && parts[p].count <= elements - parts[p].first) {
+            before = parts[p].first + parts[p].count;
+            continue;
+        }
+        return error_set(STATUS_SHAPE, "%s: part %lld: expected elements from %lld on, below %lld; found %lld and %lld more", operation,
+                         (long long)p, (long long)before, (long long)elements, (long long)parts[p].first, (long long)parts[p].count);
+    }
+    return STATUS_OK;
+}
+
+enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                                    struct tensor out) {
+    TRY(check_float(ops, "sum_squares_parts", "x", x));
+    TRY(check_dense("sum_squares_parts", "x", x, x.dtype, 1, SHAPE(ANY)));
+    TRY(check_dense("sum_squares_parts", "out", out, DTYPE_F64, 1, SHAPE(count)));
+    return check_parts("sum_squares_parts", parts, count, x.shape[0]);
+}
+
 enum status check_adamw(const struct ops *ops, const struct adamw *a) {
     TRY(check_dense("adamw", "value", a->value, ops->parameter, 1, SHAPE(ANY)));
     TRY(check_dense("adamw", "grad", a->grad, ops->parameter, 1, a->value.shape));
     TRY(check_dense("adamw", "m", a->m, ops->parameter, 1, a->value.shape));
     TRY(check_dense("adamw", "v", a->v, ops->parameter, 1, a->value.shape));
+    TRY(check_optional("adamw", "working", a->working, ops->real, 1, a->value.shape));
+    TRY(check_parts("adamw", a->parts, a->part_count, a->value.shape[0]));
     if (a->step < 1) {
         return error_set(STATUS_SHAPE, "adamw: step: expected at least 1, found %lld", (long long)a->step);
     }

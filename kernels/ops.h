@@ -387,15 +387,24 @@ struct loss_rows {
     double temperature, kl_weight, ce_weight, scale;
 };
 
-/* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on n elements, then the proximal step of λ|x|:
+/* Elements first … first+count−1 of a block of parameters, such as one row of the tensor table. Lists of parts are host memory, ascending,
+ * without overlap. decay, l1: what adamw does to them. */
+struct param_part {
+    int64_t first, count;
+    double decay, l1;
+};
+
+/* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on the elements of all parts, then the proximal step of λ|x|:
  *   g = grad_scale·grad; m = β1 m + (1−β1) g; v = β2 v + (1−β2) g²; m̂ = m/(1−β1^step); v̂ = v/(1−β2^step)
  *   u = m̂/(√v̂+ε);  x = x − lr·(u + decay·x);  x = sign(x)·max(|x| − lr·min(l1/(√v̂+ε), |u|+1), 0)
  * The proximal step is taken in AdamW's own metric: x rests at 0 while |m̂| ≤ l1, as for plain gradient descent on the sum of
  * loss and λ|x|, whatever the gradient's size. The bound: where the loss is flat √v̂ is next to nothing, and x then nears 0 by lr a step.
- * value: F32 (F64 in the oracle table), m, v: same; grad: same. All [n]. step counts from 1. */
+ * value, grad, m, v: parameter dtype; working: real, or none: receives x. All [n]; what is in no part stays. step counts from 1. */
 struct adamw {
-    struct tensor value, grad, m, v;
-    double lr, beta1, beta2, epsilon, decay, l1, grad_scale;
+    struct tensor value, grad, m, v, working;
+    const struct param_part *parts;
+    int64_t part_count;
+    double lr, beta1, beta2, epsilon, grad_scale;
     int64_t step;
 };
 
@@ -490,6 +499,9 @@ struct ops {
     enum status (*sum)(const struct ops *ops, struct tensor x, struct tensor out);
     enum status (*sum_squares)(const struct ops *ops, struct tensor x, struct tensor out);
     enum status (*sum_squared_difference)(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out);
+    /* out [count] F64 = Σ x² over each of `count` parts of x [n] (their decay and l1 are not looked at); as sum_squares. */
+    enum status (*sum_squares_parts)(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                                     struct tensor out);
     enum status (*adamw)(const struct ops *ops, const struct adamw *arguments);
 };
 

@@ -145,8 +145,28 @@ void case_reference(const struct attention_case *row, struct attention_arrays *x
     free(p);
 }
 
-/* A table's copy of an array. */
-static struct tensor to_device(const struct ops *ops, enum dtype dtype, const double *from, int64_t count) {
+/* To nearest, ties to even. */
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+static float of_bf16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+void case_round(const struct attention_case *row, struct attention_arrays *x) {
+    const int64_t queries = case_query_count(row), keys = case_key_count(row);
+    for (int64_t n = 0; n < queries; n++) x->q[n] = (double)of_bf16(to_bf16((float)x->q[n]));
+    for (int64_t n = 0; n < queries; n++) x->d_o[n] = (double)of_bf16(to_bf16((float)x->d_o[n]));
+    for (int64_t n = 0; n < keys; n++) x->k[n] = (double)of_bf16(to_bf16((float)x->k[n]));
+    for (int64_t n = 0; n < keys; n++) x->v[n] = (double)of_bf16(to_bf16((float)x->v[n]));
+}
+
+struct tensor case_to_device(const struct ops *ops, enum dtype dtype, const double *from, int64_t count) {
     struct tensor t = tensor_1d(NULL, dtype, count);
     CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
     void *host;
@@ -154,19 +174,24 @@ static struct tensor to_device(const struct ops *ops, enum dtype dtype, const do
     for (int64_t n = 0; n < count; n++)
         if (dtype == DTYPE_F64)
             ((double *)host)[n] = from[n];
-        else
+        else if (dtype == DTYPE_F32)
             ((float *)host)[n] = (float)from[n];
+        else
+            ((uint16_t *)host)[n] = to_bf16((float)from[n]);
     CHECK_OK(ops->upload(ops, t, host));
     free(host);
     return t;
 }
 
-static void from_device(const struct ops *ops, struct tensor t, double *to) {
+void case_from_device(const struct ops *ops, struct tensor t, double *to) {
     void *host;
     CHECK_OK(memory_new((size_t)tensor_count(t), sizeof(double), "a copy", &host));
     CHECK_OK(ops->download(ops, t, host));
     for (int64_t n = 0; n < tensor_count(t); n++)
-        to[n] = t.dtype == DTYPE_F64 ? ((double *)host)[n] : (double)((float *)host)[n];
+        if (t.dtype == DTYPE_F64)
+            to[n] = ((double *)host)[n];
+        else
+            to[n] = (double)(t.dtype == DTYPE_F32 ? ((float *)host)[n] : of_bf16(((uint16_t *)host)[n]));
     free(host);
 }
 
@@ -193,16 +218,16 @@ static struct views make_views(const struct ops *ops, const struct attention_cas
     const int64_t a = row->heads * width, b = row->groups * width, all = a + 2 * b;
     struct views x = {0};
     if (!row->fused) {
-        x.q = view4(row, x.block[0] = to_device(ops, ops->real, q, tokens * a), row->heads);
-        x.k = view4(row, x.block[1] = to_device(ops, ops->real, k, tokens * b), row->groups);
-        x.v = view4(row, x.block[2] = to_device(ops, ops->real, v, tokens * b), row->groups);
+        x.q = view4(row, x.block[0] = case_to_device(ops, ops->real, q, tokens * a), row->heads);
+        x.k = view4(row, x.block[1] = case_to_device(ops, ops->real, k, tokens * b), row->groups);
+        x.v = view4(row, x.block[2] = case_to_device(ops, ops->real, v, tokens * b), row->groups);
         return x;
     }
     double *matrix = new_array(tokens * all);
     columns(matrix, tokens, all, 0, q, a, false);
     columns(matrix, tokens, all, a, k, b, false);
     columns(matrix, tokens, all, a + b, v, b, false);
-    x.block[0] = to_device(ops, ops->real, matrix, tokens * all);
+    x.block[0] = case_to_device(ops, ops->real, matrix, tokens * all);
     free(matrix);
     const struct tensor whole = tensor_2d(x.block[0].data, ops->real, tokens, all);
     x.q = tensor_split_heads(tensor_columns(whole, 0, a), row->batch, row->length, row->heads, width);
@@ -217,12 +242,12 @@ static void close_views(const struct ops *ops, const struct attention_case *row,
     const int64_t tokens = row->batch * row->length, width = row->width;
     const int64_t a = row->heads * width, b = row->groups * width, all = a + 2 * b;
     if (q && !row->fused) {
-        from_device(ops, x->block[0], q);
-        from_device(ops, x->block[1], k);
-        from_device(ops, x->block[2], v);
+        case_from_device(ops, x->block[0], q);
+        case_from_device(ops, x->block[1], k);
+        case_from_device(ops, x->block[2], v);
     } else if (q) {
         double *matrix = new_array(tokens * all);
-        from_device(ops, x->block[0], matrix);
+        case_from_device(ops, x->block[0], matrix);
         columns(matrix, tokens, all, 0, q, a, true);
         columns(matrix, tokens, all, a, k, b, true);
         columns(matrix, tokens, all, a + b, v, b, true);
@@ -234,9 +259,9 @@ static void close_views(const struct ops *ops, const struct attention_case *row,
 void case_run(const struct ops *ops, const struct attention_case *row, struct attention_arrays *x, bool backward) {
     const int64_t queries = case_query_count(row), coefficients = row->heads * row->count;
     struct views in = make_views(ops, row, x->q, x->k, x->v);
-    struct tensor o = to_device(ops, ops->real, x->o, queries), d_o = to_device(ops, ops->real, x->d_o, queries);
-    struct tensor c = to_device(ops, ops->statistic, x->coefficients, coefficients);
-    struct tensor sums = to_device(ops, ops->statistic, x->log_sums, sums_count(row));
+    struct tensor o = case_to_device(ops, ops->real, x->o, queries), d_o = case_to_device(ops, ops->real, x->d_o, queries);
+    struct tensor c = case_to_device(ops, ops->statistic, x->coefficients, coefficients);
+    struct tensor sums = case_to_device(ops, ops->statistic, x->log_sums, sums_count(row));
     struct tensor start = tensor_2d(NULL, DTYPE_I32, row->batch, row->length);
     CHECK_OK(ops->allocate(ops, tensor_bytes(start), &start.data));
     CHECK_OK(ops->upload(ops, start, x->start));
@@ -253,7 +278,7 @@ void case_run(const struct ops *ops, const struct attention_case *row, struct at
     CHECK_OK(ops->attention(ops, a));
     if (backward) {
         struct views out = make_views(ops, row, x->dq, x->dk, x->dv);
-        struct tensor dc = to_device(ops, ops->statistic, x->dcoefficients, coefficients);
+        struct tensor dc = case_to_device(ops, ops->statistic, x->dcoefficients, coefficients);
         g.dq = out.q;
         g.dk = out.k;
         g.dv = out.v;
@@ -261,13 +286,13 @@ void case_run(const struct ops *ops, const struct attention_case *row, struct at
         if (row->shared) g.dcoefficients.stride[0] = 0;
         CHECK_OK(ops->attention_backward(ops, &g));
         CHECK_OK(ops->synchronise(ops));
-        from_device(ops, dc, x->dcoefficients);
+        case_from_device(ops, dc, x->dcoefficients);
         close_views(ops, row, &out, x->dq, x->dk, x->dv);
         ops->release(ops, dc.data);
     }
     CHECK_OK(ops->synchronise(ops));
-    from_device(ops, o, x->o);
-    from_device(ops, sums, x->log_sums);
+    case_from_device(ops, o, x->o);
+    case_from_device(ops, sums, x->log_sums);
     close_views(ops, row, &in, NULL, NULL, NULL);
     ops->release(ops, o.data);
     ops->release(ops, d_o.data);

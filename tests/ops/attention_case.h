@@ -51,6 +51,8 @@ bool case_shows(const struct candidate *c, bool causal, const int32_t *start, in
 /* Inputs drawn from `seed`; outputs cleared. Released with case_free. */
 void case_fill(const struct attention_case *row, uint64_t seed, struct attention_arrays *x);
 void case_free(struct attention_arrays *x);
+/* q, k, v and d_o become the nearest numbers that bf16 holds: what a table of bf16 gets. */
+void case_round(const struct attention_case *row, struct attention_arrays *x);
 /* Outputs from inputs, T×T. */
 void case_reference(const struct attention_case *row, struct attention_arrays *x);
 /* Outputs from inputs by a table's operations. backward false: only o and log_sums. */
@@ -58,6 +60,9 @@ void case_run(const struct ops *ops, const struct attention_case *row, struct at
 /* Prints and fails when an output of `found` differs from `expected` by more than tolerance × the array's largest. */
 void case_compare(const struct attention_case *row, const char *what, const struct attention_arrays *expected,
                   const struct attention_arrays *found, double tolerance);
+/* [count] in a table's memory, of F64, F32 or BF16 (rounded to nearest). Given back with ops->release. */
+struct tensor case_to_device(const struct ops *ops, enum dtype dtype, const double *from, int64_t count);
+void case_from_device(const struct ops *ops, struct tensor t, double *to);
 /* Number of elements of q and of k. */
 int64_t case_query_count(const struct attention_case *row);
 int64_t case_key_count(const struct attention_case *row);

@@ -118,8 +118,8 @@ struct tensor bench_unset_statistic(struct bench *bench, int rank, const int64_t
     return make(bench, bench->ops->statistic, rank, shape);
 }
 
-struct tensor bench_scalar(struct bench *bench) {
-    return make(bench, DTYPE_F64, 1, DIMS(1));
+struct tensor bench_doubles(struct bench *bench, int64_t n) {
+    return make(bench, DTYPE_F64, 1, DIMS(n));
 }
 
 struct tensor bench_ids(struct bench *bench, int64_t n, int64_t below) {

@@ -35,7 +35,7 @@ struct tensor bench_statistic(struct bench *bench, int rank, const int64_t *shap
 /* The real and the statistic dtype with memory whose contents are not set. */
 struct tensor bench_unset(struct bench *bench, int rank, const int64_t *shape);
 struct tensor bench_unset_statistic(struct bench *bench, int rank, const int64_t *shape);
-struct tensor bench_scalar(struct bench *bench);                        /* [1] F64, unset */
+struct tensor bench_doubles(struct bench *bench, int64_t n);            /* [n] F64, unset */
 struct tensor bench_ids(struct bench *bench, int64_t n, int64_t below); /* [n] I32, uniform in 0 … below−1 */
 /* The columns first … first+width−1 of a matrix [rows, all] of normal numbers. */
 struct tensor bench_columns(struct bench *bench, int64_t rows, int64_t all, int64_t first, int64_t width, double std);

@@ -219,7 +219,7 @@ void op_run_log_softmax(struct bench *b, const int64_t *n) {
 /* n: rows, width, all columns. */
 void op_run_reductions(struct bench *b, const int64_t *n) {
     struct tensor x = bench_columns(b, n[0], n[2], 0, n[1], 1), y = bench_columns(b, n[0], n[2], n[2] - n[1], n[1], 1);
-    struct tensor out[3] = {bench_scalar(b), bench_scalar(b), bench_scalar(b)};
+    struct tensor out[3] = {bench_doubles(b, 1), bench_doubles(b, 1), bench_doubles(b, 1)};
     OK(b->ops->sum(b->ops, x, out[0]));
     OK(b->ops->sum_squares(b->ops, x, out[1]));
     OK(b->ops->sum_squared_difference(b->ops, x, y, out[2]));
@@ -245,6 +245,9 @@ void op_run_pointwise(struct bench *b, const int64_t *n) {
 
 /* n: elements, step, l1 in thousandths, decay in thousandths. */
 void op_run_adamw(struct bench *b, const int64_t *n) {
+    const double decay = (double)n[3] / 1000, l1 = (double)n[2] / 1000;
+    const int64_t cut = n[0] / 3, gap = n[0] > 100 ? 5 : 0; /* between the second and the third, some are in no part */
+    const struct param_part parts[] = {{0, cut, decay, l1}, {cut, n[0] - cut - cut / 2 - gap, 0, l1}, {n[0] - cut / 2, cut / 2, decay, 0}};
     struct adamw a = {.value = bench_parameter(b, 1, n, 0.05, 0),
                       .grad = bench_parameter(b, 1, n, 3, 0),
                       .m = bench_parameter(b, 1, n, 0.1, 0),
@@ -253,11 +256,15 @@ void op_run_adamw(struct bench *b, const int64_t *n) {
                       .beta1 = 0.9,
                       .beta2 = 0.99,
                       .epsilon = 1e-8,
-                      .decay = (double)n[3] / 1000,
-                      .l1 = (double)n[2] / 1000,
+                      .parts = parts,
+                      .part_count = 3,
                       .grad_scale = 0.25,
                       .step = n[1]};
+    if (n[4]) bench_output(b, "working", a.working = bench_normal(b, 1, n, 1, 0));
     OK(b->ops->adamw(b->ops, &a));
+    struct tensor squares = bench_doubles(b, 3);
+    OK(b->ops->sum_squares_parts(b->ops, a.grad, parts, 3, squares));
+    bench_output(b, "squares", squares);
     bench_output(b, "value", a.value);
     bench_output(b, "m", a.m);
     bench_output(b, "v", a.v);
@@ -352,6 +359,7 @@ const struct op_case op_cases[] = {
     {"adamw 1", op_run_adamw, {1, 1, 0, 0}, 2e-6},
     {"adamw 5001 decay", op_run_adamw, {5001, 3, 0, 100}, 2e-6},
     {"adamw 20000 l1", op_run_adamw, {20000, 1000, 2000, 10}, 2e-6},
+    {"adamw 70001 working", op_run_adamw, {70001, 2, 10, 10, 1}, 2e-6},
     {"adamw 0", op_run_adamw, {0, 1, 0, 0}, 2e-6},
 };
 const int op_case_count = sizeof op_cases / sizeof op_cases[0];

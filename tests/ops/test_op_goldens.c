@@ -118,7 +118,9 @@ static void check_losses(struct bench *b) {
 }
 
 static void check_adamw(struct bench *b) {
-    struct adamw a = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .decay = 0.1, .grad_scale = 1};
+    struct adamw a = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .grad_scale = 1};
+    a.parts = &(struct param_part){.count = 6, .decay = 0.1};
+    a.part_count = 1;
     a.value = load(b, adamw_x, 1, DIMS(6));
     a.m = zeros(b, 1, DIMS(6));
     a.v = zeros(b, 1, DIMS(6));
