@@ -85,16 +85,18 @@ enum status check_copy(struct tensor from, struct tensor to) {
 }
 
 enum status check_gemm(const struct ops *ops, const struct gemm *a) {
-    const bool gradient = a->accumulate && a->c.dtype == ops->parameter && ops->parameter != ops->real;
-    TRY(check_tensor("gemm", "c", a->c, gradient ? ops->parameter : ops->real, 2, SHAPE(ANY, ANY)));
+    const bool wide = a->c.dtype == ops->parameter && ops->parameter != ops->real;
+    TRY(check_tensor("gemm", "c", a->c, wide ? ops->parameter : ops->real, 2, SHAPE(ANY, ANY)));
     TRY(check_tensor("gemm", "a", a->a, ops->real, 2, SHAPE(ANY, ANY)));
     int64_t m = a->c.shape[0], n = a->c.shape[1], k = a->a.shape[a->transpose_a ? 0 : 1];
     TRY(check_tensor("gemm", "a", a->a, ops->real, 2, a->transpose_a ? SHAPE(k, m) : SHAPE(m, k)));
     TRY(check_tensor("gemm", "b", a->b, ops->real, 2, a->transpose_b ? SHAPE(n, k) : SHAPE(k, n)));
     TRY(check_optional("gemm", "bias", a->bias, ops->real, 1, SHAPE(n)));
     if (tensor_present(a->pre)) TRY(check_tensor("gemm", "pre", a->pre, ops->real, 2, SHAPE(m, n)));
-    if (a->accumulate && (a->activation != ACTIVATION_NONE || tensor_present(a->pre) || (gradient && tensor_present(a->bias)))) {
-        return error_set(STATUS_SHAPE, "gemm: accumulate excludes an activation and pre, and of a gradient a bias");
+    const bool finished = a->activation != ACTIVATION_NONE || tensor_present(a->pre);
+    if (a->accumulate && finished) return error_set(STATUS_SHAPE, "gemm: accumulate excludes an activation and pre");
+    if (wide && (finished || tensor_present(a->bias))) {
+        return error_set(STATUS_SHAPE, "gemm: c of another dtype than a and b excludes a bias, an activation and pre");
     }
     if (m > INT_MAX || n > INT_MAX || k > INT_MAX || a->a.stride[0] > INT_MAX || a->b.stride[0] > INT_MAX ||
         a->c.stride[0] > INT_MAX) {
@@ -184,11 +186,12 @@ enum status check_rope(const struct ops *ops, const struct rope *a) {
 }
 
 enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a) {
-    TRY(check_tensor("loss_rows", "student", a->student, ops->real, 2, SHAPE(ANY, ANY)));
+    const enum dtype logits = a->student.dtype == ops->statistic ? ops->statistic : ops->real;
+    TRY(check_tensor("loss_rows", "student", a->student, logits, 2, SHAPE(ANY, ANY)));
     int64_t n = a->student.shape[0];
-    if (tensor_present(a->teacher)) TRY(check_tensor("loss_rows", "teacher", a->teacher, ops->real, 2, a->student.shape));
+    if (tensor_present(a->teacher)) TRY(check_tensor("loss_rows", "teacher", a->teacher, logits, 2, a->student.shape));
     TRY(check_optional("loss_rows", "targets", a->targets, DTYPE_I32, 1, SHAPE(n)));
-    if (tensor_present(a->gradient)) TRY(check_tensor("loss_rows", "gradient", a->gradient, ops->real, 2, a->student.shape));
+    if (tensor_present(a->gradient)) TRY(check_tensor("loss_rows", "gradient", a->gradient, logits, 2, a->student.shape));
     const struct {
         const char *argument;
         struct tensor t;
@@ -218,8 +221,9 @@ enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a) {
 }
 
 enum status check_log_softmax(const struct ops *ops, struct tensor x, struct tensor y) {
-    TRY(check_tensor("log_softmax", "x", x, ops->real, 2, SHAPE(ANY, ANY)));
-    return check_tensor("log_softmax", "y", y, ops->real, 2, x.shape);
+    const enum dtype logits = x.dtype == ops->statistic ? ops->statistic : ops->real;
+    TRY(check_tensor("log_softmax", "x", x, logits, 2, SHAPE(ANY, ANY)));
+    return check_tensor("log_softmax", "y", y, logits, 2, x.shape);
 }
 
 enum status check_reduction(const struct ops *ops, const char *operation, struct tensor x, struct tensor out) {
@@ -227,11 +231,34 @@ enum status check_reduction(const struct ops *ops, const char *operation, struct
     return check_dense(operation, "out", out, DTYPE_F64, 1, SHAPE(1));
 }
 
+static enum status check_parts(const char *operation, const struct param_part *parts, int64_t count, int64_t elements) {
+    int64_t before = 0;
+    for (int64_t p = 0; p < count; p++) {
+        if (parts[p].first >= before && parts[p].count >= 0 && parts[p].count <= elements - parts[p].first) {
+            before = parts[p].first + parts[p].count;
+            continue;
+        }
+        return error_set(STATUS_SHAPE, "%s: part %lld: expected elements from %lld on, below %lld; found %lld and %lld more", operation,
+                         (long long)p, (long long)before, (long long)elements, (long long)parts[p].first, (long long)parts[p].count);
+    }
+    return STATUS_OK;
+}
+
+enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                                    struct tensor out) {
+    TRY(check_float(ops, "sum_squares_parts", "x", x));
+    TRY(check_dense("sum_squares_parts", "x", x, x.dtype, 1, SHAPE(ANY)));
+    TRY(check_dense("sum_squares_parts", "out", out, DTYPE_F64, 1, SHAPE(count)));
+    return check_parts("sum_squares_parts", parts, count, x.shape[0]);
+}
+
 enum status check_adamw(const struct ops *ops, const struct adamw *a) {
     TRY(check_dense("adamw", "value", a->value, ops->parameter, 1, SHAPE(ANY)));
     TRY(check_dense("adamw", "grad", a->grad, ops->parameter, 1, a->value.shape));
     TRY(check_dense("adamw", "m", a->m, ops->parameter, 1, a->value.shape));
     TRY(check_dense("adamw", "v", a->v, ops->parameter, 1, a->value.shape));
+    TRY(check_optional("adamw", "working", a->working, ops->real, 1, a->value.shape));
+    TRY(check_parts("adamw", a->parts, a->part_count, a->value.shape[0]));
     if (a->step < 1) {
         return error_set(STATUS_SHAPE, "adamw: step: expected at least 1, found %lld", (long long)a->step);
     }

@@ -23,7 +23,8 @@ enum activation { ACTIVATION_NONE = 0, ACTIVATION_GELU /* tanh form, Hendrycks a
 enum norm_kind { NORM_LAYER = 0 /* Ba et al. 2016 */, NORM_RMS /* Zhang and Sennrich 2019 */ };
 
 /* c [M,N] = act( alpha · op(a) [M,K] · op(b) [K,N] + bias ), or c += … when accumulate (then activation must be none).
- * a, b, c: 2-D, strided rows allowed; real, and where c is a gradient that accumulates, of ops->parameter, without a bias. op transposes when the flag is set: a is [K,M], b is [N,K].
+ * a, b, c: 2-D, strided rows allowed; real. c may be of ops->parameter instead (a gradient, logits), then
+ * without bias and activation. op transposes when the flag is set: a is [K,M], b is [N,K].
  * bias [N], optional. pre [M,N], optional: receives the value before the activation (what its backward pass needs).
  * bf16: on the CPU, lets the device round a and b to bf16 and accumulate in fp32 where the hardware is faster at it.
  * constant_b: the caller promises that b's contents never change; the device may keep a packed copy, found by address. */
@@ -373,11 +374,11 @@ struct index_learn {
 };
 
 /* Rows of the head: divergence and cross-entropy from log-softmax in f32 statistics (never log of a softmax).
- * student [N,V] logits; teacher [N,V] logits or none, strided rows allowed; targets [N] I32 or none, negative: the row counts in nothing (all its
+ * student [N,V] logits; teacher [N,V] logits or none; both real or both statistics, strided rows allowed; targets [N] I32 or none, negative: the row counts in nothing (all its
  * outputs are 0) — with a teacher and targets absent every row counts.
  *   kl_n = Σ_v p log(p/q), p = softmax(teacher/temperature), q = softmax(student/temperature), times temperature²
  *   ce_n = −log softmax(student)[target]
- *   gradient [N,V], strided rows allowed, = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
+ *   gradient [N,V], as student, = scale · (kl_weight · ∂kl/∂student + ce_weight · ∂ce/∂student); may be `student` itself (in place).
  * Every other output is optional, [N] f32 statistics: kl; reverse_kl (q log q/p, temperature 1); ce; teacher_ce; agree (1 where both argmax
  * are equal, lowest index on ties); entropy (of softmax(student)). */
 struct loss_rows {
@@ -386,15 +387,24 @@ struct loss_rows {
     double temperature, kl_weight, ce_weight, scale;
 };
 
-/* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on n elements, then the proximal step of λ|x|:
+/* Elements first … first+count−1 of a block of parameters, such as one row of the tensor table. Lists of parts are host memory, ascending,
+ * without overlap. decay, l1: what adamw does to them. */
+struct param_part {
+    int64_t first, count;
+    double decay, l1;
+};
+
+/* One AdamW step (Loshchilov and Hutter 2017, decoupled decay) on the elements of all parts, then the proximal step of λ|x|:
  *   g = grad_scale·grad; m = β1 m + (1−β1) g; v = β2 v + (1−β2) g²; m̂ = m/(1−β1^step); v̂ = v/(1−β2^step)
  *   u = m̂/(√v̂+ε);  x = x − lr·(u + decay·x);  x = sign(x)·max(|x| − lr·min(l1/(√v̂+ε), |u|+1), 0)
  * The proximal step is taken in AdamW's own metric: x rests at 0 while |m̂| ≤ l1, as for plain gradient descent on the sum of
  * loss and λ|x|, whatever the gradient's size. The bound: where the loss is flat √v̂ is next to nothing, and x then nears 0 by lr a step.
- * value: F32 (F64 in the oracle table), m, v: same; grad: same. All [n]. step counts from 1. */
+ * value, grad, m, v: parameter dtype; working: real, or none: receives x. All [n]; what is in no part stays. step counts from 1. */
 struct adamw {
-    struct tensor value, grad, m, v;
-    double lr, beta1, beta2, epsilon, decay, l1, grad_scale;
+    struct tensor value, grad, m, v, working;
+    const struct param_part *parts;
+    int64_t part_count;
+    double lr, beta1, beta2, epsilon, grad_scale;
     int64_t step;
 };
 
@@ -482,13 +492,16 @@ struct ops {
 
     /* ---- losses, reductions, optimizer ---------------------------------------------------------------------------- */
     enum status (*loss_rows)(const struct ops *ops, const struct loss_rows *arguments);
-    /* y [N,V] = log softmax(x) row by row; y may be x; strided rows allowed. */
+    /* y [N,V] = log softmax(x) row by row; y may be x; real or statistics, strided rows allowed. */
     enum status (*log_softmax)(const struct ops *ops, struct tensor x, struct tensor y);
     /* out [1] F64 = Σ x, Σ x², Σ (x−y)²: fixed order, double accumulation. Non-finite inputs give a non-finite result.
      * out lies in device memory; strided rows allowed. */
     enum status (*sum)(const struct ops *ops, struct tensor x, struct tensor out);
     enum status (*sum_squares)(const struct ops *ops, struct tensor x, struct tensor out);
     enum status (*sum_squared_difference)(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out);
+    /* out [count] F64 = Σ x² over each of `count` parts of x [n] (their decay and l1 are not looked at); as sum_squares. */
+    enum status (*sum_squares_parts)(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                                     struct tensor out);
     enum status (*adamw)(const struct ops *ops, const struct adamw *arguments);
 };
 

@@ -107,6 +107,8 @@ const char *bf16_describe(void);
     enum status sum_squares_##v(const struct ops *ops, struct tensor x, struct tensor out);                            \
     enum status sum_squared_difference_##v(const struct ops *ops, struct tensor x, struct tensor y,                    \
                                            struct tensor out);                                                         \
+    enum status sum_squares_parts_##v(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,   \
+                                      struct tensor out);                                                              \
     enum status adamw_##v(const struct ops *ops, const struct adamw *a);
 CPU_DECLARE(f32_base)
 CPU_DECLARE(f32_avx2)

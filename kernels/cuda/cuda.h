@@ -44,6 +44,8 @@ enum status cuda_log_softmax(const struct ops *ops, struct tensor x, struct tens
 enum status cuda_sum(const struct ops *ops, struct tensor x, struct tensor out);
 enum status cuda_sum_squares(const struct ops *ops, struct tensor x, struct tensor out);
 enum status cuda_sum_squared_difference(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out);
+enum status cuda_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                                   struct tensor out);
 enum status cuda_adamw(const struct ops *ops, const struct adamw *a);
 
 #endif

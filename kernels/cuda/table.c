@@ -89,6 +89,7 @@ static const struct ops table = {
     .sum = cuda_sum,
     .sum_squares = cuda_sum_squares,
     .sum_squared_difference = cuda_sum_squared_difference,
+    .sum_squares_parts = cuda_sum_squares_parts,
     .adamw = cuda_adamw,
 };
 

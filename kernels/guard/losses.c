@@ -82,6 +82,15 @@ static enum status guarded_sum_squares(const struct ops *ops, struct tensor x, s
     GUARDED(&call, sum_squares, x, out);
 }
 
+static enum status guarded_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                             int64_t count, struct tensor out) {
+    struct call call = {.operation = "sum_squares_parts"};
+    TRY(check_sum_squares_parts(ops, x, parts, count, out));
+    call_add(&call, "x", x, ACCESS_READ, NULL);
+    call_add(&call, "out", out, ACCESS_WRITE, NULL);
+    GUARDED(&call, sum_squares_parts, x, parts, count, out);
+}
+
 static enum status guarded_sum_squared_difference(const struct ops *ops, struct tensor x, struct tensor y,
                                                   struct tensor out) {
     struct call call = {.operation = "sum_squared_difference"};
@@ -100,6 +109,7 @@ static enum status guarded_adamw(const struct ops *ops, const struct adamw *a) {
     call_add(&call, "value", a->value, ACCESS_UPDATE, NULL);
     call_add(&call, "m", a->m, ACCESS_UPDATE, NULL);
     call_add(&call, "v", a->v, ACCESS_UPDATE, NULL);
+    call_add(&call, "working", a->working, ACCESS_UPDATE, NULL);
     GUARDED(&call, adamw, a);
 }
 
@@ -125,6 +135,7 @@ void guard_losses(struct ops *ops) {
     ops->log_softmax = guarded_log_softmax;
     ops->sum = guarded_sum;
     ops->sum_squares = guarded_sum_squares;
+    ops->sum_squares_parts = guarded_sum_squares_parts;
     ops->sum_squared_difference = guarded_sum_squared_difference;
     ops->adamw = guarded_adamw;
     ops->upload = guarded_upload;

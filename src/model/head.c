@@ -16,6 +16,7 @@ struct head {
     int64_t chunk; /* rows of logits at a time */
     void *block;
     size_t bytes;
+    enum dtype logits;
     int64_t stride; /* of a row of logits: on a GPU a multiple of 64 elements, whatever V is, for its matrix products */
     struct tensor teacher_logits, student_logits; /* [chunk,V] in rows of `stride` */
     struct tensor targets;                        /* [N] I32 */
@@ -30,9 +31,9 @@ static const struct param *head_row(const struct model *model) {
 
 static void build(struct head *head, struct arena *arena) {
     int64_t v = head->student->config.vocabulary, n = head->options.rows;
-    const enum dtype real = head->ops->real;
-    if (head->teacher) head->teacher_logits = tensor_columns(arena_2d(arena, real, head->chunk, head->stride), 0, v);
-    head->student_logits = tensor_columns(arena_2d(arena, real, head->chunk, head->stride), 0, v);
+    const enum dtype dtype = head->logits;
+    if (head->teacher) head->teacher_logits = tensor_columns(arena_2d(arena, dtype, head->chunk, head->stride), 0, v);
+    head->student_logits = tensor_columns(arena_2d(arena, dtype, head->chunk, head->stride), 0, v);
     head->targets = arena_1d(arena, DTYPE_I32, n);
     for (int i = 0; i < ROW_OUTPUTS; i++) {
         bool wanted = i == 0 || i == 2 || head->options.statistics;
@@ -48,8 +49,9 @@ static enum status prepare(const struct model *teacher, const struct model *stud
     *head = (struct head){.teacher = teacher, .student = student, .ops = student->params.ops, .options = *options};
     size_t budget = options->budget_bytes ? options->budget_bytes : default_budget;
     const int64_t vocabulary = student->config.vocabulary;
+    head->logits = options->gradient ? head->ops->real : head->ops->statistic;
     head->stride = head->ops->host_memory ? vocabulary : (vocabulary + 63) / 64 * 64;
-    size_t row = (size_t)head->stride * dtype_size(head->ops->real) * (teacher ? 2 : 1);
+    size_t row = (size_t)head->stride * dtype_size(head->logits) * (teacher ? 2 : 1);
     head->chunk = (int64_t)(budget / row);
     if (head->chunk > options->rows) head->chunk = options->rows;
     if (head->chunk < 1) head->chunk = 1;
@@ -155,6 +157,9 @@ enum status head_loss(struct head *head, const struct head_loss *a, struct head_
         return error_set(STATUS_SHAPE, "head: expected at most %lld rows, found %lld", (long long)head->options.rows,
                          (long long)n);
     }
+    if (tensor_present(a->d_hidden) && head->logits != ops->real) {
+        return error_set(STATUS_FAILED, "head: opened without a gradient, asked for one");
+    }
     if (a->targets) TRY(ops->upload(ops, tensor_rows(head->targets, 0, n), a->targets));
     for (int i = 0; i < ROW_OUTPUTS; i++) {
         if (tensor_present(head->outputs[i])) TRY(ops->fill(ops, head->outputs[i], 0));
@@ -195,8 +200,8 @@ enum status head_read_rows(struct head *head, const struct head_rows *rows) {
 static enum status read_logits(const struct head *head, int64_t rows, double *host, float *out) {
     const int64_t v = head->student->config.vocabulary, stride = head->stride;
     const struct ops *ops = head->ops;
-    const struct tensor lines = tensor_2d(head->student_logits.data, ops->real, rows, stride);
-    if (ops->real == DTYPE_F32 && stride == v) return ops->download(ops, lines, out);
+    const struct tensor lines = tensor_2d(head->student_logits.data, head->logits, rows, stride);
+    if (head->logits == DTYPE_F32 && stride == v) return ops->download(ops, lines, out);
     TRY(values_read(ops, lines, host));
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t i = 0; i < v; i++) out[r * v + i] = (float)host[r * stride + i];
@@ -210,7 +215,7 @@ enum status head_logits(struct head *head, struct tensor hidden, int64_t first, 
     const int64_t v = head->student->config.vocabulary;
     double *host = NULL;
     enum status status = STATUS_OK;
-    if (ops->real != DTYPE_F32 || head->stride != v) {
+    if (head->logits != DTYPE_F32 || head->stride != v) {
         TRY(memory_new((size_t)(head->chunk * head->stride), sizeof *host, "logits", &host));
     }
     for (int64_t done = 0; done < count; done += head->chunk) {

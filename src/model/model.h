@@ -92,6 +92,7 @@ struct head_options {
     int64_t rows;         /* N: B·T of a micro-step */
     size_t budget_bytes;  /* memory of the logits' chunk; 0: 256 MiB */
     bool statistics;      /* reverse_kl, teacher_ce, agree, entropy too (evaluation) */
+    bool gradient;        /* d_hidden may be asked for: logits are in ops->real; else in ops->statistic, for exact figures */
 };
 struct head;
 struct head_sums { /* over the rows that count */

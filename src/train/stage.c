@@ -35,7 +35,7 @@ static enum status measure_with(const struct config_stage *stage, const struct m
                                  .train = !align,
                                  .recompute = memory->recompute && !align,
                                  .align = align};
-    struct head_options head = {.rows = rows};
+    struct head_options head = {.rows = rows, .gradient = true};
     const struct params *own = &student->params;
     memory->optimizer = tensor_bytes(own->grads) + tensor_bytes(own->m) + tensor_bytes(own->v);
     memory->parameters = params_bytes(own) - memory->optimizer + (teacher ? params_bytes(&teacher->params) : 0);
@@ -120,7 +120,7 @@ static enum status open_plans(struct distill *d, const struct stage_memory *memo
                                  .train = !align,
                                  .recompute = memory->recompute && !align,
                                  .align = align};
-    struct head_options head = {.rows = rows};
+    struct head_options head = {.rows = rows, .gradient = true};
     void *block = NULL;
     if (d->teacher) TRY(plan_open(d->teacher, &forward, &d->teacher_plan));
     TRY(plan_open(d->student, &train, &d->student_plan));

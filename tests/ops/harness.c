@@ -1,13 +1,13 @@
 /* See harness.h. */
 #include "tests/ops/harness.h"
 
+#include "base/bf16.h"
 #include "base/rng.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <cmocka.h>
 
@@ -39,42 +39,97 @@ static struct tensor make(struct bench *bench, enum dtype dtype, int rank, const
     assert_true(bench->block_count < BENCH_BLOCKS);
     struct tensor t = tensor_1d(NULL, dtype, 0);
     t = tensor_reshape(t, rank, shape);
-    expect_ok(bench->ops->allocate(bench->ops, tensor_bytes(t), &t.data), "allocate");
+    const size_t before = (size_t)bench->apart * dtype_size(dtype);
+    expect_ok(bench->ops->allocate(bench->ops, before + tensor_bytes(t), &t.data), "allocate");
     bench->blocks[bench->block_count++] = t.data;
     bench->made++;
+    t.data = (char *)t.data + before;
     return t;
 }
 
-void bench_set(struct tensor t, int64_t index, double value) {
-    if (t.dtype == DTYPE_F64)
-        ((double *)t.data)[index] = value;
+/* Element i of host memory that holds elements of this dtype. */
+static void put(void *memory, enum dtype dtype, int64_t i, double value) {
+    if (dtype == DTYPE_F64)
+        ((double *)memory)[i] = value;
+    else if (dtype == DTYPE_F32)
+        ((float *)memory)[i] = (float)value;
+    else if (dtype == DTYPE_BF16)
+        ((uint16_t *)memory)[i] = bf16_from_float((float)value);
     else
-        ((float *)t.data)[index] = (float)value;
+        ((int32_t *)memory)[i] = (int32_t)value;
+}
+
+static double get(const void *memory, enum dtype dtype, int64_t i) {
+    if (dtype == DTYPE_F64) return ((const double *)memory)[i];
+    if (dtype == DTYPE_F32) return (double)((const float *)memory)[i];
+    if (dtype == DTYPE_BF16) return (double)bf16_to_float(((const uint16_t *)memory)[i]);
+    return ((const int32_t *)memory)[i];
+}
+
+static void *host_memory(size_t bytes) {
+    void *memory = malloc(bytes ? bytes : 1);
+    assert_non_null(memory);
+    return memory;
+}
+
+void bench_write(struct bench *bench, struct tensor t, const double *values) {
+    void *memory = host_memory(tensor_bytes(t));
+    for (int64_t i = 0; i < tensor_count(t); i++) put(memory, t.dtype, i, values[i]);
+    expect_ok(bench->ops->upload(bench->ops, t, memory), "upload");
+    free(memory);
+}
+
+void bench_set(struct bench *bench, struct tensor t, int64_t index, double value) {
+    struct tensor one = tensor_1d((char *)t.data + (size_t)index * dtype_size(t.dtype), t.dtype, 1);
+    bench_write(bench, one, &value);
+}
+
+static struct tensor normal(struct bench *bench, enum dtype dtype, bool rounded, int rank, const int64_t *shape,
+                            double std, double shift) {
+    struct tensor t = make(bench, dtype, rank, shape);
+    double *values = host_memory((size_t)tensor_count(t) * sizeof *values);
+    for (int64_t i = 0; i < tensor_count(t); i++) {
+        const double x = rng_normal(7, rng_substream(RNG_TEST, bench->made), (uint64_t)i);
+        values[i] = (double)(float)(shift + std * x);
+        if (rounded) values[i] = (double)bf16_to_float(bf16_from_float((float)values[i]));
+    }
+    bench_write(bench, t, values);
+    free(values);
+    return t;
 }
 
 struct tensor bench_normal(struct bench *bench, int rank, const int64_t *shape, double std, double shift) {
-    struct tensor t = make(bench, bench->ops->real, rank, shape);
-    for (int64_t i = 0; i < tensor_count(t); i++) {
-        bench_set(t, i,
-                  (double)(float)(shift + std * rng_normal(7, rng_substream(RNG_TEST, bench->made), (uint64_t)i)));
-    }
-    return t;
+    return normal(bench, bench->ops->real, bench->rounded, rank, shape, std, shift);
+}
+
+struct tensor bench_parameter(struct bench *bench, int rank, const int64_t *shape, double std, double shift) {
+    return normal(bench, bench->ops->parameter, false, rank, shape, std, shift);
+}
+
+struct tensor bench_statistic(struct bench *bench, int rank, const int64_t *shape, double std, double shift) {
+    return normal(bench, bench->ops->statistic, false, rank, shape, std, shift);
 }
 
 struct tensor bench_unset(struct bench *bench, int rank, const int64_t *shape) {
     return make(bench, bench->ops->real, rank, shape);
 }
 
-struct tensor bench_scalar(struct bench *bench) {
-    return make(bench, DTYPE_F64, 1, DIMS(1));
+struct tensor bench_unset_statistic(struct bench *bench, int rank, const int64_t *shape) {
+    return make(bench, bench->ops->statistic, rank, shape);
+}
+
+struct tensor bench_doubles(struct bench *bench, int64_t n) {
+    return make(bench, DTYPE_F64, 1, DIMS(n));
 }
 
 struct tensor bench_ids(struct bench *bench, int64_t n, int64_t below) {
     struct tensor t = make(bench, DTYPE_I32, 1, DIMS(n));
+    double *values = host_memory((size_t)n * sizeof *values);
     for (int64_t i = 0; i < n; i++) {
-        ((int32_t *)t.data)[i] =
-            (int32_t)rng_below(7, rng_substream(RNG_TEST, bench->made), (uint64_t)i, (uint64_t)below);
+        values[i] = (double)rng_below(7, rng_substream(RNG_TEST, bench->made), (uint64_t)i, (uint64_t)below);
     }
+    bench_write(bench, t, values);
+    free(values);
     return t;
 }
 
@@ -88,17 +143,21 @@ void bench_output(struct bench *bench, const char *name, struct tensor t) {
     bench->outputs[bench->output_count++] = t;
 }
 
-double *bench_values(struct tensor t) {
-    int64_t count = tensor_count(t), width = t.shape[t.rank - 1];
-    double *values = malloc(sizeof *values * (size_t)(count ? count : 1));
-    assert_non_null(values);
+double *bench_values(struct bench *bench, struct tensor t) {
+    int64_t count = tensor_count(t), span = count > 0;
+    for (int d = 0; count > 0 && d < t.rank; d++) span += (t.shape[d] - 1) * t.stride[d];
+    double *values = host_memory((size_t)count * sizeof *values);
+    struct tensor all = tensor_1d(t.data, t.dtype, span);
+    void *memory = host_memory(tensor_bytes(all));
+    if (span) expect_ok(bench->ops->download(bench->ops, all, memory), "download");
     for (int64_t i = 0; i < count; i++) {
-        int64_t rest = i / width, offset = i % width;
-        for (int d = t.rank - 2; d >= 0; d--) {
+        int64_t rest = i, offset = 0;
+        for (int d = t.rank - 1; d >= 0; d--) {
             offset += rest % t.shape[d] * t.stride[d];
             rest /= t.shape[d];
         }
-        values[i] = t.dtype == DTYPE_F64 ? ((double *)t.data)[offset] : (double)((float *)t.data)[offset];
+        values[i] = get(memory, t.dtype, offset);
     }
+    free(memory);
     return values;
 }

@@ -15,6 +15,9 @@ struct bench {
     const char *names[BENCH_OUTPUTS];
     struct tensor outputs[BENCH_OUTPUTS];
     int output_count;
+    /* Set after bench_open: */
+    bool rounded;  /* numbers of the real dtype are rounded to bf16, so that every table gets those of a bf16 one */
+    int64_t apart; /* elements by which tensors begin behind the start of their aligned memory */
 };
 
 /* Fails the test with this thread's message unless status is STATUS_OK. */
@@ -25,18 +28,24 @@ void bench_close(struct bench *bench);
 /* Gives the memory back and forgets the outputs; the table stays open. */
 void bench_reset(struct bench *bench);
 
-/* A contiguous tensor of the table's real dtype; elements std·N(0,1) rounded to float, + shift. */
+/* Contiguous tensors of the table's real, parameter, statistic dtype; elements std·N(0,1) rounded to float, + shift. */
 struct tensor bench_normal(struct bench *bench, int rank, const int64_t *shape, double std, double shift);
-/* The same dtype with memory whose contents are not set. */
+struct tensor bench_parameter(struct bench *bench, int rank, const int64_t *shape, double std, double shift);
+struct tensor bench_statistic(struct bench *bench, int rank, const int64_t *shape, double std, double shift);
+/* The real and the statistic dtype with memory whose contents are not set. */
 struct tensor bench_unset(struct bench *bench, int rank, const int64_t *shape);
-struct tensor bench_scalar(struct bench *bench);                        /* [1] F64, unset */
+struct tensor bench_unset_statistic(struct bench *bench, int rank, const int64_t *shape);
+struct tensor bench_doubles(struct bench *bench, int64_t n);            /* [n] F64, unset */
 struct tensor bench_ids(struct bench *bench, int64_t n, int64_t below); /* [n] I32, uniform in 0 … below−1 */
 /* The columns first … first+width−1 of a matrix [rows, all] of normal numbers. */
 struct tensor bench_columns(struct bench *bench, int64_t rows, int64_t all, int64_t first, int64_t width, double std);
 void bench_output(struct bench *bench, const char *name, struct tensor t);
-void bench_set(struct tensor t, int64_t index, double value); /* contiguous, floating */
+/* All elements of a contiguous tensor, F32, F64, BF16 or I32. */
+void bench_write(struct bench *bench, struct tensor t, const double *values);
+/* Element `index` of a contiguous tensor. */
+void bench_set(struct bench *bench, struct tensor t, int64_t index, double value);
 /* All elements of a view in order, as double; free() it. */
-double *bench_values(struct tensor t);
+double *bench_values(struct bench *bench, struct tensor t);
 
 #define DIMS(...)                                                                                                      \
     (const int64_t[]) {                                                                                                \

@@ -14,18 +14,18 @@
 
 static struct tensor load(struct bench *b, const double *values, int rank, const int64_t *shape) {
     struct tensor t = bench_unset(b, rank, shape);
-    for (int64_t i = 0; i < tensor_count(t); i++) bench_set(t, i, values[i]);
+    bench_write(b, t, values);
     return t;
 }
 
 static struct tensor zeros(struct bench *b, int rank, const int64_t *shape) {
     struct tensor t = bench_unset(b, rank, shape);
-    for (int64_t i = 0; i < tensor_count(t); i++) bench_set(t, i, 0);
+    for (int64_t i = 0; i < tensor_count(t); i++) bench_set(b, t, i, 0);
     return t;
 }
 
 static void expect(struct bench *b, const char *what, struct tensor t, const double *golden) {
-    double bound = b->ops->real == DTYPE_F64 ? 1e-13 : 5e-6, *values = bench_values(t);
+    double bound = b->ops->real == DTYPE_F64 ? 1e-13 : 5e-6, *values = bench_values(b, t);
     for (int64_t i = 0; i < tensor_count(t); i++) {
         if (fabs(values[i] - golden[i]) <= bound * (1 + fabs(golden[i]))) continue;
         print_error("%s: %s[%lld]: PyTorch %.17g, found %.17g\n", b->ops->name, what, (long long)i, golden[i],
@@ -82,8 +82,8 @@ static void check_activations(struct bench *b) {
 static void check_rope(struct bench *b) {
     struct rope r = {.x = load(b, rope_x, 4, DIMS(1, 3, 2, 6)), .frequencies = load(b, rope_frequencies, 1, DIMS(3))};
     r.positions = tensor_reshape(bench_ids(b, 3, 1), 2, DIMS(1, 3));
-    ((int32_t *)r.positions.data)[1] = 5;
-    ((int32_t *)r.positions.data)[2] = 131;
+    bench_set(b, r.positions, 1, 5);
+    bench_set(b, r.positions, 2, 131);
     OK(b->ops->rope(b->ops, &r));
     expect(b, "rope y", r.x, rope_y);
     r.inverse = true;
@@ -98,7 +98,7 @@ static void check_losses(struct bench *b) {
     a.student = load(b, loss_student, 2, shape);
     a.teacher = load(b, loss_teacher, 2, shape);
     a.targets = bench_ids(b, 4, 1);
-    for (int i = 0; i < 4; i++) ((int32_t *)a.targets.data)[i] = (int32_t)loss_targets[i];
+    bench_write(b, a.targets, loss_targets);
     a.gradient = a.student;
     a.kl = bench_unset(b, 1, shape);
     a.reverse_kl = bench_unset(b, 1, shape);
@@ -118,7 +118,9 @@ static void check_losses(struct bench *b) {
 }
 
 static void check_adamw(struct bench *b) {
-    struct adamw a = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .decay = 0.1, .grad_scale = 1};
+    struct adamw a = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.99, .epsilon = 1e-8, .grad_scale = 1};
+    a.parts = &(struct param_part){.count = 6, .decay = 0.1};
+    a.part_count = 1;
     a.value = load(b, adamw_x, 1, DIMS(6));
     a.m = zeros(b, 1, DIMS(6));
     a.v = zeros(b, 1, DIMS(6));

@@ -14,8 +14,8 @@
 /* Σ weights·outputs of one forward pass. */
 typedef double (*loss_function)(struct bench *b, void *problem);
 
-static double weigh(struct tensor weights, struct tensor y) {
-    double *w = bench_values(weights), *v = bench_values(y), sum = 0;
+static double weigh(struct bench *b, struct tensor weights, struct tensor y) {
+    double *w = bench_values(b, weights), *v = bench_values(b, y), sum = 0;
     for (int64_t i = 0; i < tensor_count(y); i++) sum += w[i] * v[i];
     free(w);
     free(v);
@@ -25,7 +25,7 @@ static double weigh(struct tensor weights, struct tensor y) {
 /* Every element of `gradient` is ∂loss/∂x. */
 static void check_gradient(struct bench *b, const char *what, loss_function loss, void *problem, struct tensor x,
                            struct tensor gradient) {
-    double *values = x.data, *found = bench_values(gradient);
+    double *values = x.data, *found = bench_values(b, gradient);
     const double h = 1e-5;
     for (int64_t i = 0; i < tensor_count(x); i++) {
         double before = values[i];
@@ -54,7 +54,7 @@ struct norm_problem {
 static double norm_loss(struct bench *b, void *problem) {
     struct norm_problem *p = problem;
     OK(b->ops->norm(b->ops, &p->forward));
-    return weigh(p->dy, p->forward.y);
+    return weigh(b, p->dy, p->forward.y);
 }
 
 static void norms(void **state) {
@@ -106,13 +106,13 @@ static double gelu_loss(struct bench *b, void *problem) {
     struct pointwise_problem *p = problem;
     struct gemm g = {.a = p->x, .b = p->one, .c = p->y, .alpha = 1, .activation = ACTIVATION_GELU};
     OK(b->ops->gemm(b->ops, &g));
-    return weigh(p->dy, p->y);
+    return weigh(b, p->dy, p->y);
 }
 
 static double swiglu_loss(struct bench *b, void *problem) {
     struct pointwise_problem *p = problem;
     OK(b->ops->swiglu(b->ops, p->x, p->y));
-    return weigh(p->dy, p->y);
+    return weigh(b, p->dy, p->y);
 }
 
 static double rope_loss(struct bench *b, void *problem) {
@@ -121,7 +121,7 @@ static double rope_loss(struct bench *b, void *problem) {
     p->rope.x = p->y;
     p->rope.inverse = false;
     OK(b->ops->rope(b->ops, &p->rope));
-    return weigh(p->dy, p->y);
+    return weigh(b, p->dy, p->y);
 }
 
 static void pointwise(void **state) {
@@ -162,8 +162,8 @@ static double rows_loss(struct bench *b, void *problem) {
     struct loss_rows *p = problem, forward = *p;
     forward.gradient = tensor_none();
     OK(b->ops->loss_rows(b->ops, &forward));
-    double sum = 0, *kl = tensor_present(p->kl) ? bench_values(p->kl) : NULL;
-    double *ce = tensor_present(p->ce) ? bench_values(p->ce) : NULL;
+    double sum = 0, *kl = tensor_present(p->kl) ? bench_values(b, p->kl) : NULL;
+    double *ce = tensor_present(p->ce) ? bench_values(b, p->ce) : NULL;
     for (int64_t i = 0; i < p->student.shape[0]; i++) {
         if (kl) sum += p->kl_weight * kl[i];
         if (ce) sum += p->ce_weight * ce[i];
@@ -194,7 +194,7 @@ static void losses(void **state) {
         }
         if (p.ce_weight != 0) {
             p.targets = bench_ids(&b, shape[0], shape[1]);
-            ((int32_t *)p.targets.data)[1] = -100;
+            bench_set(&b, p.targets, 1, -100);
             p.ce = bench_unset(&b, 1, shape);
         }
         struct tensor gradient = p.gradient = bench_unset(&b, 2, shape);

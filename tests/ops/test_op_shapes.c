@@ -330,7 +330,7 @@ static void gemm_is_its_definition(void **state) {
                          .accumulate = flags & 4,
                          .alpha = 0.5};
         if (!(flags & 8)) g.bias = tensor_none();
-        double *before = bench_values(g.c);
+        double *before = bench_values(&b, g.c);
         expect_ok(b.ops->gemm(b.ops, &g), "gemm");
         for (int64_t i = 0; i < m; i++) {
             for (int64_t j = 0; j < n; j++) {

@@ -51,9 +51,12 @@ static enum status spoiled_loss(const struct ops *ops, const struct loss_rows *a
     return STATUS_OK;
 }
 
+/* Two calls a step: before anything is updated, and when all is. */
 static enum status spoiled_adamw(const struct ops *ops, const struct adamw *arguments) {
     (void)due(OPERATION_ADAMW);
-    return real_ops->adamw(ops, arguments);
+    enum status status = real_ops->adamw(ops, arguments);
+    (void)due(OPERATION_ADAMW);
+    return status;
 }
 
 static enum status spoiled_attention_backward(const struct ops *ops, const struct attention_backward *arguments) {
@@ -236,9 +239,8 @@ static void compare_metrics(const char *what, const char *run_a, const char *run
 /* --- kills
  * ------------------------------------------------------------------------------------------------------------ */
 
-/* Calls of adamw in a step: the rows that train. Objectives lm and kl call loss_rows once a micro-step; so do
- * evaluations. */
-enum { LAYERS = 2, LM_ROWS = LAYERS * 6 + 3, ALIGN_ROWS = LAYERS, KL_ROWS = LAYERS * 6, ALIGN_STEPS = 4 };
+/* Objectives lm and kl call loss_rows once a micro-step; so do evaluations. */
+enum { LAYERS = 2, ADAMW_CALLS = 2, ALIGN_STEPS = 4 };
 
 static const struct kill {
     const char *name;
@@ -248,13 +250,13 @@ static const struct kill {
 } kills[] = {
     {"lm, in the first step", true, OPERATION_LOSS, 5},
     {"lm, inside accumulation", true, OPERATION_ATTENTION_BACKWARD, (3 * BATCH + 2) * LAYERS + 1},
-    {"lm, at the epoch's end", true, OPERATION_ADAMW, EPOCH_STEPS *LM_ROWS + 1},
-    {"lm, inside an update", true, OPERATION_ADAMW, 8 * LM_ROWS + 7},
+    {"lm, at the epoch's end", true, OPERATION_ADAMW, EPOCH_STEPS *ADAMW_CALLS + 1},
+    {"lm, after an update", true, OPERATION_ADAMW, 8 * ADAMW_CALLS + 2},
     {"lm, in the last step", true, OPERATION_ATTENTION_BACKWARD, (13 * BATCH + 2) * LAYERS + 1},
     {"kl, inside the attention stage", false, OPERATION_ATTENTION_BACKWARD, (BATCH + 2 * BATCH + 1) * LAYERS + 1},
     {"kl, inside accumulation", false, OPERATION_LOSS, 30},
-    {"kl, between the stages", false, OPERATION_ADAMW, ALIGN_STEPS *ALIGN_ROWS + 1},
-    {"kl, inside an update", false, OPERATION_ADAMW, ALIGN_STEPS *ALIGN_ROWS + 5 * KL_ROWS + 5},
+    {"kl, between the stages", false, OPERATION_ADAMW, ALIGN_STEPS *ADAMW_CALLS + 1},
+    {"kl, after an update", false, OPERATION_ADAMW, (ALIGN_STEPS + 5) * ADAMW_CALLS + 2},
 };
 
 static void test_kills(void **state) {
@@ -288,7 +290,7 @@ static void test_signal(void **state) {
     for (int time = 0; time < 2; time++) {
         plan.operation = OPERATION_ADAMW;
         plan.deed = DEED_SIGNAL;
-        plan.first = plan.last = 3 * LM_ROWS + 2; /* inside the fourth step of this life */
+        plan.first = plan.last = 3 * ADAMW_CALLS + 1; /* inside the fourth step of this life */
         struct life life = run_life(lm_recipe, overrides, 2, "auto");
         expect_exit(75, life, "a signal");
         assert_non_null(strstr(life.message, time == 0 ? "stopped at step 4" : "stopped at step 8"));

@@ -228,7 +228,8 @@ static void test_proximal_rest(void **state) {
                           .beta1 = 0.9,
                           .beta2 = 0.999,
                           .epsilon = 1e-8,
-                          .l1 = 0.1,
+                          .parts = &(struct param_part){.count = N, .l1 = 0.1},
+                          .part_count = 1,
                           .grad_scale = 1,
                           .step = step};
         CHECK_OK(ops->adamw(ops, &a));
