@@ -297,7 +297,10 @@ static void test_far_elements(void **state) {
     case_fill(&row, 31, &expected);
     case_reference(&row, &expected);
     float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) fail_msg("far: no room for %lld elements that nobody touches", (long long)count);
+    if (memory == MAP_FAILED) { /* a machine that reserves no more than it has */
+        case_free(&expected);
+        CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
+    }
     double *const arrays[VIEWS] = {expected.q, expected.k, expected.v, expected.d_o, expected.o, expected.dq, expected.dk, expected.dv};
     struct tensor views[VIEWS];
     for (int n = 0; n < VIEWS; n++) {
