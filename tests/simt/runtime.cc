@@ -38,6 +38,7 @@ bool inside(const std::map<const char *, size_t> &blocks, const void *at, size_t
 }
 
 cudaError_t maybe_fail() {
+    simt_counters()->calls++;
     if (fail_with == cudaSuccess || fail_in-- > 0) return cudaSuccess;
     const cudaError_t error = fail_with;
     fail_with = cudaSuccess;

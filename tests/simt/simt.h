@@ -20,6 +20,7 @@ void simt_set_order(enum simt_order order, uint64_t seed);
 struct simt_counts {
     uint64_t launches, blocks, threads;
     uint64_t allocations, freed; /* device memory */
+    uint64_t calls;              /* of the runtime that simt_fail_call counts */
 };
 struct simt_counts simt_counted(void);
 /* Is `at` device memory that is allocated now? */

@@ -1,5 +1,6 @@
 /* Attention of the CUDA table, executed on the host: against the naive reference in double, in fp32 and in bf16, with
  * dq by a kernel of its own and by atomics, in several orders of threads; decoding against the CPU table.
+ * `test_attention_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name starts so.
  *
  * Tolerances. fp32: as for the CPU table, 2e-5 of an array's largest element. bf16, whose unit roundoff is u = 2^-8: the
  * reference gets the rounded inputs, scores and sums are fp32, so log_sums keep fp32's tolerance. What is rounded besides
@@ -19,6 +20,11 @@
 
 static const double TOLERANCE_F32 = 2e-5, TOLERANCE_BF16 = 0x1p-6;
 enum { LONG = 400 /* tokens: a row that takes seconds */ };
+
+static const char *chosen = "";
+static bool is_chosen(const struct attention_case *row) {
+    return strncmp(row->name, chosen, strlen(chosen)) == 0;
+}
 
 static const struct ops *open_table(const char *name, bool deterministic) {
     const struct ops *ops;
@@ -69,7 +75,7 @@ static void run_table(const char *name) {
         const bool bf16 = ops->real == DTYPE_BF16;
         for (int n = deterministic; n < attention_case_count; n += 2) {
             const struct attention_case *row = &attention_cases[n];
-            if (bf16 && row->length > LONG) continue;
+            if (!is_chosen(row) || (bf16 && row->length > LONG)) continue;
             const bool backward = row->length > LONG ? row->cuts[0] && row->count == 1 : !bf16 || n % 3 == 0;
             run_case(ops, row, (uint64_t)n, backward);
         }
@@ -111,7 +117,7 @@ static void run_shapes(const char *name, size_t turn) {
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         const struct ops *ops = open_table(name, deterministic);
         for (size_t n = 0; n < sizeof shapes / sizeof *shapes; n++) {
-            if ((n + turn) % 2 != (size_t)deterministic) continue;
+            if (!is_chosen(&shapes[n]) || (n + turn) % 2 != (size_t)deterministic) continue;
             simt_set_order((enum simt_order)(n / 2 % 3), n);
             run_case(ops, &shapes[n], n, true);
         }
@@ -247,13 +253,13 @@ static void run_decode(const char *name) {
     const struct ops *ops = open_table(name, true), *oracle = open_table("cpu-f64", true);
     for (int n = 0; n < attention_case_count; n++) {
         const struct attention_case *row = &attention_cases[n];
-        if (row->bidirectional) continue;
+        if (!is_chosen(row) || row->bidirectional) continue;
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
         decode_row(ops, oracle, row, row->length - 1);
         decode_row(ops, oracle, row, row->length / 2);
     }
     for (size_t n = 0; n < sizeof shapes / sizeof *shapes; n++)
-        if (!shapes[n].bidirectional) decode_row(ops, oracle, &shapes[n], shapes[n].length - 1);
+        if (is_chosen(&shapes[n]) && !shapes[n].bidirectional) decode_row(ops, oracle, &shapes[n], shapes[n].length - 1);
     ops->close(ops);
     oracle->close(oracle);
 }
@@ -282,7 +288,10 @@ static void test_lists(void **state) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const struct ops *ops = open_table(bf16 ? "cuda" : "cuda-f32", true);
         const struct decoding d = {BATCH, CACHE, HEADS, GROUPS, WIDTH, CAPACITY, COUNT, LISTS, x.q, x.k, x.v, x.coefficients, slots, counts, false};
-        compare_decode("lists", ops, oracle, &d, 1);
+        for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
+            simt_set_order((enum simt_order)order, 21);
+            compare_decode("lists", ops, oracle, &d, 1);
+        }
         ops->close(ops);
     }
     oracle->close(oracle);
@@ -384,7 +393,9 @@ static void test_wrong_inputs(void **state) {
     ops->close(ops);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2) chosen = argv[2];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes_f32), cmocka_unit_test(test_shapes_bf16), cmocka_unit_test(test_order),
         cmocka_unit_test(test_decode_f32), cmocka_unit_test(test_decode_bf16), cmocka_unit_test(test_lists),
