@@ -205,12 +205,12 @@ enum status config_check(const struct config *config) {
         return error_set(STATUS_USAGE, "%s: eval.every %lld needs data.valid, found none", config->path,
                          (long long)config->eval.every);
     }
-    static const char *const devices[] = {"auto", "cpu", "guard:cpu"};
+    static const char *const devices[] = {"auto", "cpu", "cuda", "guard:cpu"};
     bool known = false;
     for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
         known = known || strcmp(config->device, devices[i]) == 0;
     if (!known) {
-        return error_set(STATUS_USAGE, "%s: device: expected auto, cpu or guard:cpu, found \"%s\"", config->path,
+        return error_set(STATUS_USAGE, "%s: device: expected auto, cpu, cuda or guard:cpu, found \"%s\"", config->path,
                          config->device);
     }
     for (size_t i = 0; i < config->stage_count; i++) TRY(check_stage(config, i));

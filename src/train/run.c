@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "io/huggingface.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -261,29 +262,41 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
     return STATUS_OK;
 }
 
-enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {
+/* Seconds of the fastest of a few products of two matrices [edge,edge]: the first one warms up. */
+static enum status time_product(const struct ops *ops, bool bf16, int64_t edge, double *seconds) {
     enum { TIMES = 4 };
-    const int64_t edge = ops->host_memory ? 768 : 8192; /* as large as it takes to be the arithmetic's time */
     enum status status = STATUS_OK;
-    size_t bytes = (size_t)(edge * edge) * dtype_size(ops->real);
     void *blocks[3] = {NULL};
     struct tensor matrices[3];
-    *flops = 0;
     for (int i = 0; i < 3; i++) {
-        TRY_GOTO(done, ops->allocate(ops, bytes, &blocks[i]));
+        TRY_GOTO(done, ops->allocate(ops, (size_t)(edge * edge) * dtype_size(ops->real), &blocks[i]));
         matrices[i] = tensor_2d(blocks[i], ops->real, edge, edge);
         TRY_GOTO(done, ops->fill(ops, matrices[i], 0.5));
     }
     struct gemm gemm = {
         .a = matrices[0], .b = matrices[1], .c = matrices[2], .transpose_b = true, .bf16 = bf16, .alpha = 1};
-    for (int i = 0; i < TIMES; i++) { /* the best of a few: the first one warms up */
+    TRY_GOTO(done, ops->synchronise(ops));
+    *seconds = INFINITY;
+    for (int i = 0; i < TIMES && (i == 0 || *seconds < 0.25); i++) {
         double begin = time_now_s();
         TRY_GOTO(done, ops->gemm(ops, &gemm));
         TRY_GOTO(done, ops->synchronise(ops));
-        double rate = 2.0 * (double)(edge * edge * edge) / (time_now_s() - begin);
-        if (rate > *flops) *flops = rate;
+        if (time_now_s() - begin < *seconds) *seconds = time_now_s() - begin;
     }
 done:
     for (int i = 0; i < 3; i++) ops->release(ops, blocks[i]);
     return status;
+}
+
+enum status run_measure_peak(const struct ops *ops, bool bf16, double *flops) {
+    const int64_t largest = 12288;
+    double seconds = 0;
+    *flops = 0;
+    /* As large as it takes for the arithmetic to be the time. */
+    for (int64_t edge = 768; edge <= largest && seconds < 1e-3; edge *= 2) {
+        TRY(time_product(ops, bf16, edge, &seconds));
+        const double rate = 2.0 * (double)edge * (double)edge * (double)edge / seconds;
+        if (rate > *flops) *flops = rate;
+    }
+    return STATUS_OK;
 }

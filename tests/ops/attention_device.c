@@ -21,6 +21,10 @@ const struct attention_case device_shapes[] = {
     {"T 129, D 80", 1, 129, 2, 1, 80, 2, {FULL, STRIDE(7)}, .coefficients = {{1, 0.5}, {0, 1}}, .dead_gradients = true},
     {"T 129, D 200", 1, 129, 2, 2, 200, 1, {WINDOW(70)}, .coefficients = {{1}, {-1}}},
     {"T 200, D 256", 1, 200, 1, 1, 256, 1, {FULL}, .plain = true, .cuts = {3, 100}},
+    /* Steps that leave whole tiles out, with the only key of a tile at either of its ends. */
+    {"T 400, far steps", 1, 400, 1, 1, 8, 3, {DILATED(3, 130), STRIDE(96), OFFSET(200)}, .coefficients = {{1, 0.5, -1}}},
+    {"T 390, far steps, both directions", 1, 390, 1, 1, 8, 3, {DILATED(3, 127), STRIDE(95), OFFSET(191)},
+     .coefficients = {{1, 0.5, -1}}, .bidirectional = true},
     {"T 40, D 256, mixture", 1, 40, 2, 1, 256, 2, {FULL, DILATED(4, 3)}, .coefficients = {{1, 0.5}, {0.5, -1}}},
 };
 const int device_shape_count = sizeof device_shapes / sizeof *device_shapes;

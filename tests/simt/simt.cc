@@ -188,23 +188,51 @@ void start_shared(size_t dynamic_bytes) {
     fault(text);
 }
 
+/* A turn of one thread; false when it cannot have one. */
+bool take_turn(unsigned t) {
+    thread *next = run.threads[t].get();
+    if (next->state != RUNNABLE) return false;
+    run.running = next;
+    threadIdx = next->index;
+    fiber_enter(&next->stack);
+    return true;
+}
+
+/* Warp after warp, each as far as it comes by itself: past a barrier the first warp runs ahead of all others. */
+bool run_warps_in_turn() {
+    const unsigned warps = (run.count + 31) / 32;
+    bool progress = false;
+    for (unsigned n = 0; n < warps; n++) {
+        const unsigned w = order_now == SIMT_REVERSE ? warps - 1 - n : n, first = 32 * w, end = std::min(first + 32, run.count);
+        for (bool more = true; more;) {
+            more = false;
+            for (unsigned i = 0; i < end - first; i++) more |= take_turn(order_now == SIMT_REVERSE ? end - 1 - i : first + i);
+            progress |= more;
+        }
+    }
+    return progress;
+}
+
+/* One turn a thread, mixed; some warps sit a round out. */
+bool run_round_at_random(std::vector<unsigned> &turns) {
+    const uint64_t slow = next_random();
+    bool progress = false;
+    for (unsigned t = run.count - 1; t > 0; t--) std::swap(turns[t], turns[next_random() % (t + 1)]);
+    for (unsigned t : turns) {
+        if (slow >> (t / 32 % 16) & 1) {
+            progress |= run.threads[t]->state == RUNNABLE;
+        } else {
+            progress |= take_turn(t);
+        }
+    }
+    return progress;
+}
+
 void run_threads() {
     std::vector<unsigned> turns(run.count);
-    for (unsigned t = 0; t < run.count; t++) turns[t] = order_now == SIMT_REVERSE ? run.count - 1 - t : t;
+    for (unsigned t = 0; t < run.count; t++) turns[t] = t;
     while (run.alive > 0) {
-        bool progress = false;
-        if (order_now == SIMT_RANDOM) {
-            for (unsigned t = run.count - 1; t > 0; t--) std::swap(turns[t], turns[next_random() % (t + 1)]);
-        }
-        for (unsigned t : turns) {
-            thread *next = run.threads[t].get();
-            if (next->state != RUNNABLE) continue;
-            progress = true;
-            run.running = next;
-            threadIdx = next->index;
-            fiber_enter(&next->stack);
-        }
-        if (!progress) tell_deadlock();
+        if (!(order_now == SIMT_RANDOM ? run_round_at_random(turns) : run_warps_in_turn())) tell_deadlock();
     }
     run.running = nullptr;
 }
