@@ -1,7 +1,9 @@
 /* cuBLASLt's part in tests/simt: column-major products with epilogues, as the library's reference describes them. */
 #include "kernels/cuda/device.cuh"
 
+#include <algorithm>
 #include <cstring>
+#include <vector>
 
 struct simt_blas {
     int unused;
@@ -186,13 +188,18 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
     simt_enqueue(stream, [=] {
         const matrix left = {&la, a, op.transpose_a == CUBLAS_OP_T}, right = {&lb, b, op.transpose_b == CUBLAS_OP_T};
         const matrix before = {&lc, c, false};
-        const uint64_t depth = op.transpose_a ? la.rows : la.columns;
+        const uint64_t depth = op.transpose_a ? la.rows : la.columns, rows = ld.rows;
+        std::vector<float> columns(depth * rows), sums(rows); /* of op(a), one behind the other */
+        for (uint64_t k = 0; k < depth; k++) {
+            for (uint64_t i = 0; i < rows; i++) columns[k * rows + i] = left.at(i, k);
+        }
         for (uint64_t j = 0; j < ld.columns; j++) {
-            for (uint64_t i = 0; i < ld.rows; i++) {
-                float sum = 0;
-                for (uint64_t k = 0; k < depth; k++) sum += left.at(i, k) * right.at(k, j);
-                finish(op, ld, d, i, j, by * sum + (keep != 0 ? keep * before.at(i, j) : 0));
+            std::fill(sums.begin(), sums.end(), 0.0f);
+            for (uint64_t k = 0; k < depth; k++) {
+                const float factor = right.at(k, j), *column = &columns[k * rows];
+                for (uint64_t i = 0; i < rows; i++) sums[i] += column[i] * factor;
             }
+            for (uint64_t i = 0; i < rows; i++) finish(op, ld, d, i, j, by * sums[i] + (keep != 0 ? keep * before.at(i, j) : 0));
         }
     });
     return CUBLAS_STATUS_SUCCESS;

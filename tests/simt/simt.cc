@@ -316,7 +316,8 @@ void simt_exchange(unsigned mask, const void *value, size_t size, const char *(&
     if (m->arrived == mask) {
         m->arrived = 0;
         m->generation++;
-        for (unsigned t = 0; t < run.count; t++) {
+        const unsigned first = linear_index(threadIdx) / 32 * 32;
+        for (unsigned t = first; t < first + width; t++) {
             thread *other = run.threads[t].get();
             if (other->state == IN_WARP && other->waits == m) other->state = RUNNABLE;
         }

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# The whole program on the CUDA table, executed on the host (squint_simt): training, evaluation, generation of `full` and `masks` as on the
+# CPU, in fp32 and in bf16; a checkpoint of one device goes on on the other; two ranks; what a GPU does not run is said before any work.
+set -uo pipefail
+cpu=${SQUINT:-build/release/squint}
+gpu=${SQUINT_BUILD:-build/release}/tests/squint_simt
+compare=${SQUINT_BUILD:-build/release}/tests/compare_runs
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work" || exit 1
+export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 TMPDIR=$work
+
+failures=0
+check() { # name, command...
+    local name=$1
+    shift
+    if "$@" >out.txt 2>&1; then
+        echo "ok   $name: $(tail -n 1 out.txt)"
+    else
+        echo "FAIL $name: $*"
+        tail -n 5 out.txt
+        failures=$((failures + 1))
+    fi
+}
+refused() { # exit code, words of the message, command...
+    local expected=$1 words=$2 code=0 text
+    shift 2
+    text=$("$@" 2>&1) || code=$?
+    [ "$code" = "$expected" ] && grep -qF -- "$words" <<<"$text" || { echo "exit $code: $text"; return 1; }
+}
+# The last losses of two runs differ by at most a share.
+near() { # run, run, share
+    python3 - "$@" <<'P'
+import json, sys
+a, b = ([json.loads(line)["loss"] for line in open(f"{run}/metrics.jsonl") if '"loss"' in line] for run in sys.argv[1:3])
+assert len(a) == len(b) > 0, (len(a), len(b))
+worst = max(abs(x - y) / max(abs(x), abs(y), 1e-12) for x, y in zip(a, b))
+print(f"{len(a)} losses, at most {worst:.2e} apart")
+sys.exit(worst > float(sys.argv[3]))
+P
+}
+
+cat >lm.yaml <<'Y'
+run: lm
+tokenizer: tok
+from_scratch: {type: gpt2, layers: 2, heads: 2, width: 16}
+data: {train: c-train-*.h5, valid: c-valid-*.h5}
+stages:
+  - {name: lm, objective: lm, train: all, length: 24, batch: 4, steps: 6, lr: 1.0e-2, warmup_steps: 2}
+train: {micro_batch: 2, weight_decay: 0.1, clip: 1.0}
+checkpoint: {every: 3, keep: 3}
+eval: {sequences: 2}
+Y
+cat >kl.yaml <<'Y'
+run: kl
+teacher: teacher
+data: {train: c-train-*.h5, valid: c-valid-*.h5}
+student:
+  attention: [{layers: all, kind: masks, candidates: [window(3), sinks(1), dilated(3, 4)]}]
+stages:
+  - {name: align, objective: attention, train: new, length: 24, batch: 4, steps: 3, lr: 1.0e-2, warmup_steps: 1}
+  - {name: distil, objective: kl, train: [new, attn.qkv, lora(2)], length: 32, batch: 4, steps: 3, lr: 1.0e-3, warmup_steps: 1}
+positions: interpolate
+train: {micro_batch: 2}
+checkpoint: {every: 3, keep: 3}
+eval: {sequences: 2}
+Y
+{ "$cpu" corpus --out c.jsonl --documents 20 && "$cpu" tokenizer train --vocab 280 --out tok c.jsonl &&
+    "$cpu" prep --tokenizer tok --out c --valid 0.1 c.jsonl && "$cpu" train lm.yaml --device=cpu --run=teacher --from_scratch.initial_std=0.4 --stages.lm.lr=1e-3 --stages.lm.steps=20; } \
+    >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+
+for recipe in lm kl; do
+    check "$recipe, CPU" "$cpu" train $recipe.yaml --device=cpu --run=$recipe-cpu
+    check "$recipe, CUDA in fp32" "$gpu" train $recipe.yaml --device=cuda --run=$recipe-f32
+    check "$recipe, CUDA in bf16" "$gpu" train $recipe.yaml --device=cuda --precision=bf16 --run=$recipe-bf16
+    check "$recipe: fp32 as on the CPU" near $recipe-cpu $recipe-f32 1e-4
+    check "$recipe: bf16 near the CPU" near $recipe-cpu $recipe-bf16 3e-2
+done
+"$gpu" train lm.yaml --run=auto --stages.lm.steps=1 --stages.lm.warmup_steps=0 >auto.txt 2>&1
+check "auto takes the GPU" grep -q "cuda: host fibers" auto.txt
+
+# Half of a run on one device, the rest on the other. (A stopped run leaves a checkpoint at its third step.)
+for pair in "cpu cuda" "cuda cpu"; do
+    read -r first second <<<"$pair"
+    cp -r lm-cpu "lm-$first-$second" && rm -rf "lm-$first-$second/checkpoints/step-00000006" "lm-$first-$second/model"
+    [ "$first" = cpu ] || { rm -rf "lm-$first-$second" && cp -r lm-f32 "lm-$first-$second" && rm -rf "lm-$first-$second/checkpoints/step-00000006"; }
+    check "from $first to $second" "$gpu" train lm.yaml --device=$second --run="lm-$first-$second" --resume auto
+    check "from $first to $second: the same run" "$compare" lm-cpu "lm-$first-$second" 1e-4
+done
+check "two ranks" mpirun --oversubscribe --quiet -np 2 "$gpu" train kl.yaml --device=cuda --run=kl-two
+check "two ranks like one" near kl-f32 kl-two 1e-4
+
+figures() { "$@" --data c-valid-*.h5 --length 24 --json - 2>/dev/null | grep -oE '"(kl|ce)": [0-9.e-]+' | head -n 2; }
+rounded() { sed -E 's/(\.[0-9]{4})[0-9]*/\1/'; }
+check "evaluation as on the CPU" test "$(figures "$cpu" eval --model kl-cpu --teacher teacher/model | rounded)" = \
+    "$(figures "$gpu" eval --model kl-cpu --teacher teacher/model --device cuda | rounded)"
+written() { "$@" --model kl-cpu --prompt "the" --tokens 12 2>/dev/null; }
+check "generation as on the CPU" test "$(written "$cpu" generate)" = "$(written "$gpu" generate --device cuda)"
+check "generation in bf16" "$gpu" generate --model kl-cpu --prompt "the" --tokens 4 --device cuda --precision bf16
+check "a kind without GPU kernels" refused 2 "kind nsa has no GPU kernels; use device cpu" \
+    "$gpu" train kl.yaml --device=cuda --run=no '--student.attention=[{layers: all, kind: nsa, select: 3, block: 8, window: 8, compress: 4, stride: 4}]'
+check "no CUDA in this program" refused 2 "cuda: this program was built without CUDA" \
+    "${SQUINT_BUILD:-build/release}/tests/squint_absent" train lm.yaml --device=cuda --run=no
+[ ! -e no ] || { echo "FAIL a refused run left its folder"; failures=$((failures + 1)); }
+[ $failures = 0 ] && echo "the program on the CUDA table: as on the CPU"
+exit $((failures > 0))
