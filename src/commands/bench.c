@@ -193,8 +193,9 @@ static double bytes_of(const struct bench_attention_row *row) {
     return (double)(row->tensor_bytes + row->scratch_bytes);
 }
 
-/* Of a device's row: the rate of both passes and its share of `peak`, the rate of a large matrix product. The kind counts its forward
- * pass, two products for each pair; a backward pass has five, that is 2.5 times as much (Dao 2023). */
+/* Of a device's row: the rate of both passes and its share of `peak`, the rate of a large matrix product. The kind
+ * counts its forward pass, two products for each pair; a backward pass has five, that is 2.5 times as much (Dao 2023).
+ */
 static double forward_rate(const struct bench_attention_row *row) {
     return row->batch_flops / row->forward_s;
 }
@@ -208,8 +209,8 @@ static void print_rates(const struct bench_attention_row *row, double peak, bool
         return;
     }
     char forward[16], backward[16];
-    printf("  forward %s (%.0f%%), backward %s (%.0f%%)", rate_text(forward_rate(row), forward), 100 * forward_rate(row) / peak,
-           rate_text(backward_rate(row), backward), 100 * backward_rate(row) / peak);
+    printf("  forward %s (%.0f%%), backward %s (%.0f%%)", rate_text(forward_rate(row), forward),
+           100 * forward_rate(row) / peak, rate_text(backward_rate(row), backward), 100 * backward_rate(row) / peak);
 }
 
 /* *peak: 0 where the host has the device's memory. */
@@ -421,7 +422,8 @@ const struct command command_bench = {
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
             "all:\n"
-            "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: in bf16,\n"
+            "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
+            "in bf16,\n"
             "                                                             or with cuda-f32 in fp32\n"
             "  --json                                                     figures as one line of JSON\n"
             "\n"

@@ -1,5 +1,5 @@
 /* test_gpu ops|attention|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the cases that start so.
- * Exit code 77, with the reason, when no GPU is usable. */
+ * test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
 #include "gpu/gpu.h"
 
 #include "kernels/ops.h"
@@ -14,10 +14,19 @@ bool gpu_chose(const char *case_name) {
     return strncmp(case_name, gpu_choice.chosen, strlen(gpu_choice.chosen)) == 0;
 }
 
+/* Its description has been printed. */
+static int no_tests(void) {
+    return 0;
+}
+
 static const struct {
     const char *name;
     int (*run)(void);
-} groups[] = {{"ops", gpu_test_ops}, {"attention", gpu_test_attention}, {"repeat", gpu_test_repeat}, {"model", gpu_test_model}};
+} groups[] = {{"device", no_tests},
+              {"ops", gpu_test_ops},
+              {"attention", gpu_test_attention},
+              {"repeat", gpu_test_repeat},
+              {"model", gpu_test_model}};
 
 static int run_group(int (*run)(void)) {
     const struct ops *ops = NULL;
@@ -45,6 +54,6 @@ int main(int argc, char **argv) {
     }
     for (size_t g = 0; argc > 1 && g < sizeof groups / sizeof *groups; g++)
         if (strcmp(argv[1], groups[g].name) == 0) return run_group(groups[g].run);
-    fprintf(stderr, "usage: test_gpu ops|attention|repeat|model [--quick] [NAME]\n");
+    fprintf(stderr, "usage: test_gpu device|ops|attention|repeat|model [--quick] [NAME]\n");
     return 2;
 }
