@@ -22,13 +22,23 @@ import time
 import torch
 import torch.nn.functional as functional
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def causal_attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **unused):
+    """transformers' own "sdpa" makes a mask of T×T while torch.compile traces, which flash attention does not take."""
+    o = functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return o.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register("causal", causal_attention)
 
 
 def make_models(options):
     """Teacher and student with the same values; in bf16 what is frozen is stored so."""
     torch.manual_seed(1)
     positions = max(1024, options.length)
-    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, n_positions=positions)
+    config = GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, n_positions=positions, attn_implementation="causal")
     teacher = GPT2LMHeadModel(config).eval().requires_grad_(False)
     student = GPT2LMHeadModel(config)
     student.load_state_dict(teacher.state_dict())

@@ -2,6 +2,7 @@
 # Everything that only a GPU can show, on a machine that has one; from a bundle (launch/bundle) or from a checkout that is built.
 #   tests/gpu/run.sh [PART...]      parts, in this order: parity sanitize bench; all of them without a word
 #   OUT=DIR       where every output goes (gpu-results-DATE)
+#   QUICK=1       fewer shapes and steps: a first look
 #   ROUNDS=N      of the benchmarks against PyTorch (3)
 #   PYTHON=PROG   with torch and transformers, for these (python3); without them squint is timed alone
 # parity: the GPU's results against the CPU's, by operation, attention, model, training run. sanitize: compute-sanitizer's memcheck and
@@ -9,7 +10,7 @@
 # Exit 1 when a part failed, 77 when no GPU is usable. $OUT/summary.txt has a line for each step.
 set -uo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
-case "${1:-}" in --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case "${1:-}" in --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 if [ -x "$here/libexec/squint" ]; then
     tests=$here/bin mpirun=$here/bin/mpirun squint=$here/bin/squint
 else
@@ -23,6 +24,11 @@ parts=${*:-parity sanitize bench}
 for part in $parts; do
     case $part in parity | sanitize | bench) ;; *) echo "run.sh: unknown part $part: expected parity, sanitize, bench"; exit 2 ;; esac
 done
+quick=()
+if [ -n "${QUICK:-}" ]; then
+    quick=(--quick)
+    export STEPS=${STEPS:-10}
+fi
 out=${OUT:-gpu-results-$(date +%Y-%m-%d-%H%M)} rounds=${ROUNDS:-3} python=${PYTHON:-python3}
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
@@ -65,7 +71,7 @@ if [ $code != 0 ]; then exit $code; fi
 
 parity() {
     local group
-    for group in ops attention repeat model; do step "parity-$group" 900 "$test_gpu" $group; done
+    for group in ops attention repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh
 }
 
