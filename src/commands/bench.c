@@ -243,7 +243,7 @@ static void print_attention(const struct bench_attention_row *rows, int lengths,
         const double memory = before ? bytes_of(row) / bytes_of(before) : 0;
         const double count = before ? row->flops / before->flops : 0;
         if (json) {
-            printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
+            printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.9f, \"backward_s\": %.9f, "
                    "\"first_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu",
                    i ? ", " : "", row->name, (long long)row->length, row->forward_s, row->backward_s, ratio,
                    row->tensor_bytes, row->scratch_bytes);

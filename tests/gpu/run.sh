@@ -10,7 +10,7 @@
 # Exit 1 when a part failed, 77 when no GPU is usable. $OUT/summary.txt has a line for each step.
 set -uo pipefail
 here=$(cd "$(dirname "$0")/../.." && pwd)
-case "${1:-}" in --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+case "${1:-}" in --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 if [ -x "$here/libexec/squint" ]; then
     tests=$here/bin mpirun=$here/bin/mpirun squint=$here/bin/squint
 else
