@@ -17,7 +17,8 @@
 #include "base/error.h"
 #include "base/tensor.h"
 
-struct device; /* a table's private state */
+struct device;    /* a table's private state */
+struct recording; /* what it keeps of work that it repeats */
 
 enum activation { ACTIVATION_NONE = 0, ACTIVATION_GELU /* tanh form, Hendrycks and Gimpel 2016 */ };
 enum norm_kind { NORM_LAYER = 0 /* Ba et al. 2016 */, NORM_RMS /* Zhang and Sennrich 2019 */ };
@@ -428,9 +429,15 @@ struct ops {
     enum status (*allocate)(const struct ops *ops, size_t bytes, void **block);
     void (*release)(const struct ops *ops, void *block); /* NULL-safe */
     enum status (*synchronise)(const struct ops *ops);
-    /* Host <-> device, contiguous, same dtype and count, blocking. */
+    /* Host <-> device, contiguous, same dtype and count. The host's memory is the caller's again on return. */
     enum status (*upload)(const struct ops *ops, struct tensor device, const void *host);
     enum status (*download)(const struct ops *ops, struct tensor device, void *host);
+    /* Runs work(user), which starts operations of this table and waits for none of them (no upload, no download, no synchronise), and
+     * which at every call starts the same ones on the same tensors with the same numbers. A GPU records them at the second call and from
+     * then on starts the record as one. *recording: NULL at first, of this work alone, given back by `forget`, which also comes first
+     * when a tensor or a number has changed. */
+    enum status (*repeat)(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user);
+    void (*forget)(const struct ops *ops, struct recording **recording); /* NULL-safe; *recording becomes NULL */
     /* Bytes of scratch memory that the device keeps of its own (packed weights, workspaces). */
     size_t (*scratch_bytes)(const struct ops *ops);
     /* What memory there is where `allocate` takes it. */

@@ -40,6 +40,8 @@ enum status device_synchronise(const struct ops *ops);
 enum status device_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status device_download(const struct ops *ops, struct tensor from, void *host);
 size_t device_scratch_bytes(const struct ops *ops);
+enum status device_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user);
+void device_forget(const struct ops *ops, struct recording **recording);
 void device_memory(const struct ops *ops, struct device_memory *memory);
 
 /* The tables (table.c). */

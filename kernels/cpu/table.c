@@ -28,7 +28,7 @@
 #define CPU_DEVICE                                                                                                     \
     .host_memory = true, .close = device_close, .describe = device_describe, .allocate = device_allocate,              \
     .release = device_release, .synchronise = device_synchronise, .upload = device_upload,                             \
-    .download = device_download, .scratch_bytes = device_scratch_bytes, .memory = device_memory
+    .download = device_download, .repeat = device_repeat, .forget = device_forget, .scratch_bytes = device_scratch_bytes, .memory = device_memory
 
 #define CPU_TABLE(v, title, dtype)                                                                                     \
     { .name = title, .real = dtype, .parameter = dtype, .statistic = dtype, CPU_DEVICE, CPU_KERNELS(v) }

@@ -18,6 +18,8 @@ enum status cuda_synchronise(const struct ops *ops);
 enum status cuda_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status cuda_download(const struct ops *ops, struct tensor from, void *host);
 size_t cuda_scratch_bytes(const struct ops *ops);
+enum status cuda_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user);
+void cuda_forget(const struct ops *ops, struct recording **recording);
 void cuda_memory(const struct ops *ops, struct device_memory *memory);
 
 /* Operations; contracts in ops.h. */

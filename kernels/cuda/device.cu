@@ -1,4 +1,4 @@
-/* The device: opening it, its memory, copies between host and device. */
+/* The device: opening it, its memory, its scratch. */
 #include "kernels/cuda/device.cuh"
 
 #include <cstdio>
@@ -43,6 +43,7 @@ static enum status open_on(struct device *device) {
     }
     device->multiprocessors = properties.multiProcessorCount;
     CUDA_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking));
+    TRY(staging_open(device));
     TRY(blas_open(device));
     snprintf(device->description, sizeof device->description, "cuda: %.200s, %.0f GiB, CUDA %d.%d (driver %d.%d)",
              properties.name, static_cast<double>(properties.totalGlobalMem) / (1 << 30), runtime / 1000,
@@ -54,7 +55,7 @@ static void close_device(struct device *device) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     blas_close(device);
     cudaFree(device->scratch);
-    cudaFreeHost(device->staging);
+    staging_close(device);
     if (device->stream) cudaStreamDestroy(device->stream);
     delete device->allocations;
     free(device);
@@ -127,6 +128,9 @@ enum status cuda_synchronise(const struct ops *ops) {
 enum status device_scratch(const struct ops *ops, size_t bytes, void **block) {
     struct device *device = ops->device;
     if (bytes > device->scratch_capacity) {
+        if (device->capturing) {
+            return error_set(STATUS_FAILED, "cuda: work that is recorded needs more scratch memory than when it ran before");
+        }
         TRY(cuda_synchronise(ops)); /* who used the old one is done */
         cuda_release(ops, device->scratch);
         device->scratch = NULL;
@@ -140,42 +144,4 @@ enum status device_scratch(const struct ops *ops, size_t bytes, void **block) {
 
 size_t cuda_scratch_bytes(const struct ops *ops) {
     return ops->device->scratch_capacity + blas_bytes(ops->device);
-}
-
-/* Copies larger than this go through the pinned buffer in pieces. */
-enum { STAGING_BYTES = 8 << 20 };
-
-static enum status find_staging(struct device *device) {
-    if (device->staging) return STATUS_OK;
-    CUDA_TRY(cudaMallocHost(&device->staging, STAGING_BYTES));
-    device->staging_capacity = STAGING_BYTES;
-    return STATUS_OK;
-}
-
-enum status cuda_upload(const struct ops *ops, struct tensor to, const void *host) {
-    struct device *device = ops->device;
-    const size_t bytes = tensor_bytes(to);
-    TRY(find_staging(device));
-    for (size_t done = 0; done < bytes; done += device->staging_capacity) {
-        const size_t part = bytes - done < device->staging_capacity ? bytes - done : device->staging_capacity;
-        memcpy(device->staging, static_cast<const char *>(host) + done, part);
-        CUDA_TRY(cudaMemcpyAsync(static_cast<char *>(to.data) + done, device->staging, part, cudaMemcpyHostToDevice,
-                                 device->stream));
-        TRY(cuda_synchronise(ops));
-    }
-    return STATUS_OK;
-}
-
-enum status cuda_download(const struct ops *ops, struct tensor from, void *host) {
-    struct device *device = ops->device;
-    const size_t bytes = tensor_bytes(from);
-    TRY(find_staging(device));
-    for (size_t done = 0; done < bytes; done += device->staging_capacity) {
-        const size_t part = bytes - done < device->staging_capacity ? bytes - done : device->staging_capacity;
-        CUDA_TRY(cudaMemcpyAsync(device->staging, static_cast<char *>(from.data) + done, part, cudaMemcpyDeviceToHost,
-                                 device->stream));
-        TRY(cuda_synchronise(ops));
-        memcpy(static_cast<char *>(host) + done, device->staging, part);
-    }
-    return STATUS_OK;
 }

@@ -23,10 +23,14 @@ struct device {
     size_t allocated, allocated_peak; /* bytes */
     void *scratch; /* grows, never shrinks; see device_scratch */
     size_t scratch_capacity;
-    void *staging; /* pinned host memory of uploads and downloads */
-    size_t staging_capacity;
+    struct staging *staging; /* pinned host memory that uploads and downloads pass through (transfer.cu) */
+    bool capturing;          /* the stream is being recorded: scratch memory stays where it is */
     struct gemm_cache *gemms;
 };
+
+/* transfer.cu */
+enum status staging_open(struct device *device);
+void staging_close(struct device *device); /* also of what was opened in part */
 
 /* gemm.cu: what products need, once a device. */
 enum status blas_open(struct device *device);

@@ -37,6 +37,18 @@ static size_t guard_scratch_bytes(const struct ops *ops) {
     return inner->scratch_bytes(inner);
 }
 
+/* What is repeated is looked at every time. */
+static enum status guard_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user) {
+    (void)ops;
+    (void)recording;
+    return work(user);
+}
+
+static void guard_forget(const struct ops *ops, struct recording **recording) {
+    (void)ops;
+    *recording = NULL;
+}
+
 static void guard_memory(const struct ops *ops, struct device_memory *memory) {
     const struct ops *inner = guard_of(ops)->inner;
     inner->memory(inner, memory);
@@ -60,6 +72,8 @@ enum status guard_open(const struct ops *inner, const struct ops **ops) {
     guard->ops.synchronise = guard_synchronise;
     guard->ops.scratch_bytes = guard_scratch_bytes;
     guard->ops.memory = guard_memory;
+    guard->ops.repeat = guard_repeat;
+    guard->ops.forget = guard_forget;
     guard_layers(&guard->ops);
     guard_linear(&guard->ops);
     guard_blocks(&guard->ops);

@@ -5,9 +5,11 @@
 #include "commands/bench_kinds.h"
 #include "commands/bench_step.h"
 #include "commands/commands.h"
+#include "commands/device.h"
 #include "data-prep/tokenizer.h"
 #include "eval/bench_attention.h"
 #include "eval/bench_decode.h"
+#include "train/run.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,20 +17,28 @@
 
 /* --- step --------------------------------------------------------------------------------------------------------- */
 
+/* "123.4 GFLOP/s" */
+static const char *rate_text(double flops, char text[16]) {
+    snprintf(text, 16, flops < 1e12 ? "%.1f GFLOP/s" : "%.1f TFLOP/s", flops < 1e12 ? flops / 1e9 : flops / 1e12);
+    return text;
+}
+
 static void print_step(const struct bench_step_options *o, const struct bench_step_result *r, bool json) {
     static const double mebi = 1024.0 * 1024.0;
     if (json) {
         printf("{\"bench\": \"step\", \"batch\": %lld, \"length\": %lld, \"parameters\": %lld, \"trained\": %lld, "
-               "\"seconds\": %.6f, \"tokens_per_second\": %.2f, \"flops_per_second\": %.4g, \"peak_mib\": %.1f, "
-               "\"planned_mib\": %.1f, \"kl\": %.6g, \"precision\": \"%s\", \"phases\": {",
+               "\"seconds\": %.6f, \"tokens_per_second\": %.2f, \"flops_per_second\": %.4g, \"peak_flops\": %.4g, "
+               "\"share_of_peak\": %.4f, \"peak_mib\": %.1f, \"planned_mib\": %.1f, \"kl\": %.6g, "
+               "\"precision\": \"%s\", \"device\": \"%s\", \"phases\": {",
                (long long)o->batch, (long long)o->length, (long long)r->parameters, (long long)r->trained, r->seconds,
-               r->tokens_per_second, r->flops_per_second, r->peak_bytes / mebi, r->planned_bytes / mebi, r->kl,
-               o->precision);
-        for (int p = 0; p < PHASES; p++) printf("%s\"%s\": %.6f", p ? ", " : "", phase_names[p], r->phases[p]);
+               r->tokens_per_second, r->flops_per_second, r->peak_flops, r->flops_per_second / r->peak_flops,
+               r->peak_bytes / mebi, r->planned_bytes / mebi, r->kl, o->precision, r->device);
+        for (int p = 0; p < PHASES && r->has_phases; p++)
+            printf("%s\"%s\": %.6f", p ? ", " : "", phase_names[p], r->phases[p]);
         printf("}}\n");
         return;
     }
-    char parameters[32], trained[32], peak[16], planned[16];
+    char parameters[32], trained[32], peak[16], planned[16], rate[16], most[16];
     count_text(r->parameters, parameters);
     count_text(r->trained, trained);
     bytes_text(r->peak_bytes, peak);
@@ -36,10 +46,11 @@ static void print_step(const struct bench_step_options *o, const struct bench_st
     printf("%s  %s\n", r->device, o->precision);
     printf("step     B=%lld T=%lld, %s parameters, %s of them train\n", (long long)o->batch, (long long)o->length,
            parameters, trained);
-    printf("time     %.3f s a step, %.1f tokens/s, %.1f GFLOP/s\n", r->seconds, r->tokens_per_second,
-           r->flops_per_second / 1e9);
+    printf("time     %.*f s a step, %.1f tokens/s, %s, %.0f%% of the %s of a large matrix product\n",
+           r->seconds < 1 ? 5 : 3, r->seconds, r->tokens_per_second, rate_text(r->flops_per_second, rate),
+           100 * r->flops_per_second / r->peak_flops, rate_text(r->peak_flops, most));
     printf("memory   %s at most, %s planned\n", peak, planned);
-    for (int p = 0; p < PHASES; p++) {
+    for (int p = 0; p < PHASES && r->has_phases; p++) {
         printf("  %-9s %8.4f s  %5.1f%%\n", phase_names[p], r->phases[p], 100 * r->phases[p] / r->seconds);
     }
 }
@@ -93,8 +104,21 @@ struct layers_command {
     struct bench_options options;
     int64_t lengths[LENGTHS_MAX];
     struct bench_kinds kinds;
+    const char *device;
     bool json;
 };
+
+/* The table that --device names. auto: the GPU where there is one, in bf16, which it is made for. */
+static enum status find_table(const char *command, const char *device, const char **table) {
+    const struct ops *ops = NULL;
+    *table = device;
+    if (device && strcmp(device, "auto") != 0) return STATUS_OK;
+    enum status status = device_choose("auto", true, NULL, &ops);
+    if (status != STATUS_OK) return error_prefix(status, "%s: --device", command);
+    *table = ops->host_memory ? "cpu" : "cuda";
+    ops->close(ops);
+    return STATUS_OK;
+}
 
 /* option: the name of the one that takes the numbers; without any, what is in `lengths` stays. */
 static enum status read_lengths(const char *command, const char *option, const struct option_list *words,
@@ -123,7 +147,6 @@ static enum status layers_read(int argc, char **argv, const char *lengths, struc
     struct option_list words = {0};
     struct bench_options *o = &c->options;
     o->name = argv[0];
-    o->table = "cpu";
     o->batch = 1;
     o->heads = o->groups = 12;
     o->width = 64;
@@ -138,12 +161,13 @@ static enum status layers_read(int argc, char **argv, const char *lengths, struc
         {"width", OPTION_INTEGER, &o->width, 1, 1024},
         {"repeats", OPTION_INTEGER, &repeats, 1, 1000},
         {"threads", OPTION_INTEGER, &threads, 0, 4096},
-        {"device", OPTION_TEXT, &o->table, 0, 0},
+        {"device", OPTION_TEXT, &c->device, 0, 0},
         {"json", OPTION_FLAG, &c->json, 0, 0},
     };
     enum status status;
     TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     TRY_GOTO(done, read_lengths(argv[0], lengths, &words, c));
+    TRY_GOTO(done, find_table(argv[0], c->device, &o->table));
     if (o->heads % o->groups != 0) {
         status = error_set(STATUS_USAGE, "%s: --heads: expected a multiple of --groups, %lld, found %lld", argv[0],
                            (long long)o->groups, (long long)o->heads);
@@ -169,11 +193,45 @@ static double bytes_of(const struct bench_attention_row *row) {
     return (double)(row->tensor_bytes + row->scratch_bytes);
 }
 
+/* Of a device's row: the rate of both passes and its share of `peak`, the rate of a large matrix product. The kind
+ * counts its forward pass, two products for each pair; a backward pass has five, that is 2.5 times as much (Dao 2023).
+ */
+static double forward_rate(const struct bench_attention_row *row) {
+    return row->batch_flops / row->forward_s;
+}
+static double backward_rate(const struct bench_attention_row *row) {
+    return 2.5 * row->batch_flops / row->backward_s;
+}
+static void print_rates(const struct bench_attention_row *row, double peak, bool json) {
+    if (json) {
+        printf(", \"forward_flops_per_second\": %.4g, \"backward_flops_per_second\": %.4g, \"peak_bytes\": %.0f",
+               forward_rate(row), backward_rate(row), row->device_peak_bytes);
+        return;
+    }
+    char forward[16], backward[16];
+    printf("  forward %s (%.0f%%), backward %s (%.0f%%)", rate_text(forward_rate(row), forward),
+           100 * forward_rate(row) / peak, rate_text(backward_rate(row), backward), 100 * backward_rate(row) / peak);
+}
+
+/* *peak: 0 where the host has the device's memory. */
+static enum status measure_device(const struct bench_options *o, double *peak) {
+    const struct ops *ops = NULL;
+    *peak = 0;
+    TRY(ops_open(o->table, &(struct ops_options){.threads = o->threads}, &ops));
+    enum status status = ops->host_memory ? STATUS_OK : run_measure_peak(ops, ops->real == DTYPE_BF16, peak);
+    ops->close(ops);
+    return status;
+}
+
 /* rows: [lengths][kinds]. Beside each row what the first kind takes over it, and how it grew from the length before:
- * time, memory, and the forward pass by the kind's own count. */
-static void print_attention(const struct bench_attention_row *rows, int lengths, int kinds, bool json) {
+ * time, memory, and the forward pass by the kind's own count; on a device (peak > 0) rates. */
+static void print_attention(const struct bench_attention_row *rows, int lengths, int kinds, double peak, bool json) {
     static const double mebi = 1024.0 * 1024.0;
-    if (json) printf("{\"bench\": \"attention\", \"rows\": [");
+    char most[16];
+    if (json) printf("{\"bench\": \"attention\", ");
+    if (json && peak > 0) printf("\"peak_flops\": %.4g, ", peak);
+    if (json) printf("\"rows\": [");
+    if (!json && peak > 0) printf("shares are of the %s of a large matrix product\n", rate_text(peak, most));
     if (!json)
         printf("%-44s %8s %12s %12s %9s %12s %21s\n", "", "T", "forward", "backward", "first/it", "memory",
                "time, memory, count");
@@ -185,18 +243,22 @@ static void print_attention(const struct bench_attention_row *rows, int lengths,
         const double memory = before ? bytes_of(row) / bytes_of(before) : 0;
         const double count = before ? row->flops / before->flops : 0;
         if (json) {
-            printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.6f, \"backward_s\": %.6f, "
+            printf("%s{\"kind\": \"%s\", \"length\": %lld, \"forward_s\": %.9f, \"backward_s\": %.9f, "
                    "\"first_over_this\": %.3f, \"tensor_bytes\": %zu, \"scratch_bytes\": %zu",
                    i ? ", " : "", row->name, (long long)row->length, row->forward_s, row->backward_s, ratio,
                    row->tensor_bytes, row->scratch_bytes);
             if (before)
                 printf(", \"time_growth\": %.3f, \"memory_growth\": %.3f, \"count_growth\": %.3f", time, memory, count);
+            if (peak > 0) print_rates(row, peak, true);
             printf("}");
             continue;
         }
-        printf("%-44.44s %8lld %10.2fms %10.2fms %8.2fx %8.2f MiB", row->name, (long long)row->length,
-               1e3 * row->forward_s, 1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
-        printf(before ? "  %5.2fx %5.2fx %5.2fx\n" : "\n", time, memory, count);
+        const int places = peak > 0 ? 4 : 2; /* a GPU's passes take microseconds */
+        printf("%-44.44s %8lld %10.*fms %10.*fms %8.2fx %8.2f MiB", row->name, (long long)row->length, places,
+               1e3 * row->forward_s, places, 1e3 * row->backward_s, ratio, bytes_of(row) / mebi);
+        if (before) printf("  %5.2fx %5.2fx %5.2fx", time, memory, count);
+        if (peak > 0) print_rates(row, peak, false);
+        printf("\n");
     }
     if (json) printf("]}\n");
 }
@@ -207,9 +269,11 @@ static enum status run_attention(int argc, char **argv) {
     enum status status;
     TRY_GOTO(done, layers_read(argc, argv, "lengths", &c));
     const int lengths = c.options.length_count, kinds = c.options.rule_count;
+    double peak = 0;
     TRY_GOTO(done, memory_new((size_t)(lengths * kinds), sizeof *rows, "times", &rows));
     TRY_GOTO(done, bench_attention(&c.options, rows));
-    print_attention(rows, lengths, kinds, c.json);
+    TRY_GOTO(done, measure_device(&c.options, &peak));
+    print_attention(rows, lengths, kinds, peak, c.json);
 done:
     free(rows);
     bench_kinds_free(&c.kinds);
@@ -358,7 +422,9 @@ const struct command command_bench = {
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
             "all:\n"
-            "  --device auto|cpu|cuda --threads N                         not of prep\n"
+            "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
+            "in bf16,\n"
+            "                                                             or with cuda-f32 in fp32\n"
             "  --json                                                     figures as one line of JSON\n"
             "\n"
             "example: squint bench step --batch 2 --length 512 --json\n",

@@ -6,9 +6,10 @@
 #include "base/machine.h"
 #include "base/memory.h"
 #include "base/rng.h"
-#include "commands/with_model.h"
+#include "commands/device.h"
 #include "eval/bench_layer.h"
 #include "io/shard.h"
+#include "train/run.h"
 #include "train/stage.h"
 
 #include <stdio.h>
@@ -21,6 +22,7 @@ struct bench {
     char *shard;
     struct config config;
     const struct ops *ops;
+    int64_t warm; /* steps before those that are timed: caches; on a GPU also the choice of algorithms and its clock */
     struct comm *comm;
     struct model teacher, student;
     struct batches batches;
@@ -33,7 +35,7 @@ static enum status write_shard(struct bench *bench) {
     struct shard_info info = {
         .vocabulary = o->vocabulary, .end_of_text = -1, .tokenizer_name = "random", .source = "random"};
     struct shard_writer *writer = NULL;
-    int64_t count = (o->steps + 1) * o->batch * o->length + 1;
+    int64_t count = (o->steps + bench->warm) * o->batch * o->length + 1;
     uint32_t *ids = NULL;
     enum status status;
     TRY_GOTO(done, memory_format(&bench->shard, "%s/squint-bench-%ld.h5", o->temporary, (long)getpid()));
@@ -60,7 +62,7 @@ static enum status make_config(struct bench *bench) {
         "stages: [{name: bench, objective: kl, train: [%s], length: %lld, batch: %lld, steps: %lld, lr: 1.0e-5}]\n"
         "train: {micro_batch: %lld}\nprecision: %s\n",
         o->temporary, bench->shard, o->candidates, o->train, (long long)o->length, (long long)o->batch,
-        (long long)o->steps + 1, (long long)o->batch, o->precision));
+        (long long)(o->steps + bench->warm), (long long)o->batch, o->precision));
     enum status status = config_parse("bench step", text, strlen(text), NULL, 0, &bench->config);
     free(text);
     return status;
@@ -97,7 +99,11 @@ static enum status make_models(struct bench *bench, int64_t *trained) {
 static enum status open_bench(struct bench *bench, struct bench_step_result *result) {
     const struct bench_step_options *o = bench->options;
     TRY(comm_open_single(&bench->comm));
-    TRY(with_model_device("bench step", o->device, strcmp(o->precision, "bf16") == 0, o->threads, 1, &bench->ops));
+    /* As a run without `deterministic: true` has it. */
+    const struct ops_options options = {.threads = o->threads > 0 ? (int)o->threads : machine_threads(1)};
+    enum status status = device_choose(o->device, strcmp(o->precision, "bf16") == 0, &options, &bench->ops);
+    if (status != STATUS_OK) return error_prefix(status, "bench step: --device");
+    bench->warm = bench->ops->host_memory ? 1 : 3;
     TRY(write_shard(bench));
     TRY(make_config(bench));
     TRY(make_models(bench, &result->trained));
@@ -128,25 +134,28 @@ static void close_bench(struct bench *bench) {
     free(bench->shard);
 }
 
-/* seconds: [PHASES+1, steps], the last row for whole steps. The first step warms caches and is not counted. */
+/* seconds: [PHASES+1, steps], the last row for whole steps. */
 static enum status time_steps(struct bench *bench, double *seconds, struct bench_step_result *result) {
-    int64_t steps = bench->options->steps;
+    const int64_t steps = bench->options->steps, all = bench->warm + steps;
+    const struct ops *ops = bench->ops;
     struct log_progress progress;
-    log_progress_start(&progress, "bench step", 0, steps + 1);
-    for (int64_t i = 0; i <= steps; i++) {
+    log_progress_start(&progress, "bench step", 0, all);
+    for (int64_t i = 0; i < all; i++) {
         struct step_settings settings = {.sample = i * bench->options->batch, .update = i + 1, .step = i, .total = i, .lr = 1e-5};
         struct step_result step;
         double started = time_now_s();
         TRY(distill_step(&bench->distill, &settings, &step));
+        TRY(ops->synchronise(ops)); /* the update is still under way on a GPU */
         double took = time_now_s() - started;
         if (step.skipped) return error_set(STATUS_NONFINITE, "bench step: step %lld: %s", (long long)i, step.fault);
         result->kl = step.kl;
         log_progress_show(&progress, i + 1, "steps");
-        if (i == 0) continue;
-        for (int p = 0; p < PHASES; p++) seconds[p * steps + i - 1] = step.seconds[p];
-        seconds[PHASES * steps + i - 1] = took;
+        const int64_t place = i - bench->warm;
+        if (place < 0) continue;
+        for (int p = 0; p < PHASES; p++) seconds[p * steps + place] = step.seconds[p];
+        seconds[PHASES * steps + place] = took;
     }
-    log_progress_end(&progress, steps + 1, "steps");
+    log_progress_end(&progress, all, "steps");
     return STATUS_OK;
 }
 
@@ -160,14 +169,16 @@ enum status bench_step(const struct bench_step_options *options, struct bench_st
     TRY_GOTO(done, open_bench(&bench, result));
     TRY_GOTO(done, time_steps(&bench, seconds, result));
     for (int p = 0; p < PHASES; p++) result->phases[p] = bench_median(seconds + p * steps, (int)steps);
+    result->has_phases = bench.ops->host_memory;
     result->seconds = bench_median(seconds + PHASES * steps, (int)steps);
     result->tokens_per_second = (double)(options->batch * options->length) / result->seconds;
     TRY_GOTO(done, stage_flops(bench.distill.stage, &bench.teacher, &bench.student, &flops));
     result->flops_per_second = flops / result->seconds;
     result->planned_bytes = (double)bench.memory.total;
     struct device_memory memory;
-    bench.ops->memory(bench.ops, &memory);
+    bench.ops->memory(bench.ops, &memory); /* before the matrices of run_measure_peak, which are no part of a step */
     result->peak_bytes = memory.peak;
+    TRY_GOTO(done, run_measure_peak(bench.ops, bench.config.precision == PRECISION_BF16, &result->peak_flops));
     snprintf(result->device, sizeof result->device, "%s", bench.ops->describe(bench.ops));
 done:
     free(seconds);

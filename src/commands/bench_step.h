@@ -7,7 +7,7 @@
 
 struct bench_step_options {
     int64_t layers, heads, width, vocabulary; /* of a GPT-2 type model with mlp_width 4·width */
-    int64_t batch, length, steps;             /* B, T; steps that are timed, behind one that is not */
+    int64_t batch, length, steps;             /* B, T; steps that are timed, behind some that are not */
     const char *candidates;                   /* of kind masks, as a recipe has them: "window(256), sinks(4)" */
     const char *train;                        /* patterns, as a recipe has them: "new, attn" */
     const char *precision, *device;
@@ -16,15 +16,16 @@ struct bench_step_options {
 };
 
 struct bench_step_result {
-    double seconds; /* of a step: median */
+    double seconds; /* of a step, until the device is done with it: median */
     double tokens_per_second;
     double phases[PHASES]; /* seconds: medians */
-    double flops_per_second;
+    bool has_phases;       /* false: the device runs behind the host, whose clock between two calls says nothing */
+    double flops_per_second, peak_flops; /* what the step came to, and what a large matrix product does */
     double planned_bytes; /* what stage_measure foretold */
-    double peak_bytes;    /* of this process */
+    double peak_bytes;    /* of this process; of a GPU what it allocated */
     double kl;            /* of the last step */
     int64_t parameters, trained;
-    char device[160];
+    char device[384];
 };
 
 enum status bench_step(const struct bench_step_options *options, struct bench_step_result *result);

@@ -89,6 +89,7 @@ static enum status open_run(struct run *run, const struct bench_options *o, int 
 static enum status run_once(struct run *run, int repeat) {
     const struct ops *ops = run->layer.ops;
     const struct kind *kind = run->layer.attention.kind;
+    TRY(ops->synchronise(ops));
     const double processor = seconds(CLOCK_PROCESS_CPUTIME_ID), begin = seconds(CLOCK_MONOTONIC);
     TRY(kind->forward(&run->layer.attention, &run->pass));
     TRY(ops->synchronise(ops));
@@ -105,15 +106,19 @@ static enum status run_once(struct run *run, int repeat) {
 static enum status describe(const struct bench_options *o, int rule, int64_t length, struct run *run,
                             struct bench_attention_row *row) {
     struct attention_cost cost;
+    struct device_memory memory;
     TRY(run->layer.attention.kind->cost(&run->layer.attention, length, &cost));
+    run->layer.ops->memory(run->layer.ops, &memory);
     *row = (struct bench_attention_row){
         .length = length,
         .forward_s = bench_median(run->forward_s, o->repeats),
         .backward_s = bench_median(run->backward_s, o->repeats),
         .processor_s = bench_median(run->processor_s, o->repeats),
         .flops = cost.flops * (double)length,
+        .batch_flops = cost.flops * (double)(length * o->batch),
         .tensor_bytes = run->bytes,
         .scratch_bytes = run->layer.ops->scratch_bytes(run->layer.ops),
+        .device_peak_bytes = run->layer.ops->host_memory ? 0 : memory.peak,
     };
     bench_layer_describe(&o->rules[rule], row->name);
     return STATUS_OK;
@@ -122,7 +127,9 @@ static enum status describe(const struct bench_options *o, int rule, int64_t len
 static enum status bench_length(const struct bench_options *o, int64_t length, struct run *runs,
                                 struct bench_attention_row *rows) {
     for (int n = 0; n < o->rule_count; n++) TRY(open_run(&runs[n], o, n, length));
-    for (int repeat = -1; repeat < o->repeats; repeat++)
+    /* A first run warms caches; a GPU needs some more to come to its clock. */
+    const int warm = runs[0].layer.ops->host_memory ? 1 : 5;
+    for (int repeat = -warm; repeat < o->repeats; repeat++)
         for (int n = 0; n < o->rule_count; n++) TRY(run_once(&runs[n], repeat));
     for (int n = 0; n < o->rule_count; n++) TRY(describe(o, n, length, &runs[n], &rows[n]));
     return STATUS_OK;

@@ -2,6 +2,7 @@
  * function of row t of the hidden states alone. */
 #include "eval/ladder.h"
 
+#include "base/bf16.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "eval/evaluate.h"
@@ -49,6 +50,8 @@ static enum status pass_run(struct pass *pass, const struct batch *batch, struct
 static double pass_value(const struct pass *pass, int64_t row, int64_t column) {
     const char *place = pass->hidden + (size_t)row * pass->row_bytes;
     if (pass->model->params.ops->real == DTYPE_F64) return ((const double *)(const void *)place)[column];
+    if (pass->model->params.ops->real == DTYPE_BF16)
+        return (double)bf16_to_float(((const uint16_t *)(const void *)place)[column]);
     return (double)((const float *)(const void *)place)[column];
 }
 
@@ -83,6 +86,16 @@ static void not_measured(struct ladder_rung *rung, const char *why) {
     snprintf(rung->measured, sizeof rung->measured, "not measured: %s", why);
 }
 
+/* What two ways to the same number may differ by. Activations in bf16 are rounded to 2^-8 of themselves behind every
+ * operation: a few of those in a row of logits or hidden states; of a KL, which is about half their variance, 1e-3. */
+struct bounds {
+    double kl, rows;
+};
+static struct bounds bounds_of(const struct ladder *ladder) {
+    const bool bf16 = ladder->subject->model->params.ops->real == DTYPE_BF16;
+    return bf16 ? (struct bounds){1e-3, 0x1p-5} : (struct bounds){1e-6, 1e-4};
+}
+
 /* --- rung 1 ------------------------------------------------------------------------------------------------------- */
 
 static enum status full_coverage(const struct ladder *ladder, struct ladder_rung *rung) {
@@ -92,7 +105,8 @@ static enum status full_coverage(const struct ladder *ladder, struct ladder_rung
     struct evaluate_figures figures;
     struct windows few = *s->windows;
     few.count = few.count < 4 ? few.count : 4;
-    snprintf(rung->bound, sizeof rung->bound, "KL <= 1e-06");
+    const double bound = bounds_of(ladder).kl;
+    snprintf(rung->bound, sizeof rung->bound, "KL <= %.0e", bound);
     if (!s->teacher || s->rule_count == 0) {
         not_measured(rung, "no teacher beside the model");
         return STATUS_OK;
@@ -110,7 +124,7 @@ static enum status full_coverage(const struct ladder *ladder, struct ladder_rung
     TRY_GOTO(done, evaluate_run(s->teacher, &row, 1, &few, &options, single, &figures));
     snprintf(rung->measured, sizeof rung->measured, "KL(teacher||untrained student) %.2e over %.0f tokens", figures.kl,
              figures.tokens);
-    judge(rung, fabs(figures.kl), 1e-6);
+    judge(rung, fabs(figures.kl), bound);
 done:
     KEEP_FIRST(status, comm_close(&single));
     model_free(&covered);
@@ -221,7 +235,8 @@ static enum status decoding(const struct ladder *ladder, struct ladder_rung *run
     double worst = 0;
     size_t vocabulary = (size_t)model->config.vocabulary;
     enum status status;
-    snprintf(rung->bound, sizeof rung->bound, "1e-04 of the largest logit");
+    const double bound = bounds_of(ladder).rows;
+    snprintf(rung->bound, sizeof rung->bound, "%.0e of the largest logit", bound);
     TRY_GOTO(done, memory_new(3 * vocabulary, sizeof *logits, "logits", &logits));
     TRY_GOTO(done, decoder_open(model, 2, ladder->length, &decoder));
     TRY_GOTO(done, plan_open(model, &plan_options, &plan));
@@ -229,7 +244,7 @@ static enum status decoding(const struct ladder *ladder, struct ladder_rung *run
     TRY_GOTO(done, decode_against(ladder, decoder, plan, head, logits, logits + 2 * vocabulary, &worst));
     snprintf(rung->measured, sizeof rung->measured, "%.2e over %lld tokens in 4 documents", worst,
              (long long)(2 * ladder->length));
-    judge(rung, worst, 1e-4);
+    judge(rung, worst, bound);
 done:
     decoder_close(&decoder);
     head_close(&head);
@@ -281,7 +296,8 @@ static enum status invariance(const struct ladder *ladder, struct ladder_rung *r
     enum status status;
     memset(ladder->start, 0, (size_t)(4 * ladder->length) * sizeof *ladder->start);
     struct batch batch = {.batch = 1, .length = ladder->length, .ids = ladder->ids, .start = ladder->start};
-    snprintf(rung->bound, sizeof rung->bound, "1e-04 of the largest value, all finite");
+    const double bound = bounds_of(ladder).rows;
+    snprintf(rung->bound, sizeof rung->bound, "%.0e of the largest value, all finite", bound);
     TRY_GOTO(done, pass_open(ladder->subject->model, 1, ladder->length, &whole));
     TRY_GOTO(done, pass_run(&whole, &batch, &hidden));
     for (int i = 0; i < 6; i++) {
@@ -291,7 +307,7 @@ static enum status invariance(const struct ladder *ladder, struct ladder_rung *r
     TRY_GOTO(done, count_odd(ladder, &whole, &nonfinite));
     snprintf(rung->measured, sizeof rung->measured, "%.2e between lengths; %lld values not finite in odd texts", worst,
              (long long)nonfinite);
-    judge(rung, nonfinite ? INFINITY : worst, 1e-4);
+    judge(rung, nonfinite ? INFINITY : worst, bound);
 done:
     pass_close(&whole);
     return status;

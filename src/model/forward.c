@@ -149,9 +149,14 @@ enum status network_forward(struct plan *plan, const struct attend *attend) {
     return probe_look(plan, -1, "the final norm", plan->hidden);
 }
 
-enum status model_forward(struct plan *plan, const struct batch *batch, struct tensor *hidden) {
-    TRY(plan_load_batch(plan, batch));
-    TRY(network_forward(plan, NULL));
+enum status model_load(struct plan *plan, const struct batch *batch) { return plan_load_batch(plan, batch); }
+
+enum status model_run(struct plan *plan, struct tensor *hidden) {
     *hidden = plan->hidden;
-    return STATUS_OK;
+    return network_forward(plan, NULL);
+}
+
+enum status model_forward(struct plan *plan, const struct batch *batch, struct tensor *hidden) {
+    TRY(model_load(plan, batch));
+    return model_run(plan, hidden);
 }

@@ -150,30 +150,39 @@ static enum status chunk_loss(struct head *head, const struct head_loss *a, int6
     return project_backward(head->student, student, hidden, tensor_rows(a->d_hidden, first, count));
 }
 
-enum status head_loss(struct head *head, const struct head_loss *a, struct head_sums *sums) {
-    const struct ops *ops = head->ops;
-    int64_t n = a->student_hidden.shape[0];
+enum status head_load(struct head *head, const struct head_loss *a) {
+    const int64_t n = a->student_hidden.shape[0];
     if (n > head->options.rows) {
         return error_set(STATUS_SHAPE, "head: expected at most %lld rows, found %lld", (long long)head->options.rows,
                          (long long)n);
     }
-    if (tensor_present(a->d_hidden) && head->logits != ops->real) {
+    if (tensor_present(a->d_hidden) && head->logits != head->ops->real) {
         return error_set(STATUS_FAILED, "head: opened without a gradient, asked for one");
     }
-    if (a->targets) TRY(ops->upload(ops, tensor_rows(head->targets, 0, n), a->targets));
+    return a->targets ? head->ops->upload(head->ops, tensor_rows(head->targets, 0, n), a->targets) : STATUS_OK;
+}
+
+enum status head_run(struct head *head, const struct head_loss *a) {
+    const struct ops *ops = head->ops;
+    const int64_t n = a->student_hidden.shape[0];
     for (int i = 0; i < ROW_OUTPUTS; i++) {
         if (tensor_present(head->outputs[i])) TRY(ops->fill(ops, head->outputs[i], 0));
     }
     for (int64_t first = 0; first < n; first += head->chunk) {
         TRY(chunk_loss(head, a, first, n - first < head->chunk ? n - first : head->chunk));
     }
-    double found[ROW_OUTPUTS] = {0};
     TRY(ops->fill(ops, head->sums, 0));
     for (int i = 0; i < ROW_OUTPUTS; i++) {
         if (!tensor_present(head->outputs[i])) continue;
         TRY(ops->sum(ops, tensor_rows(head->outputs[i], 0, n), tensor_rows(head->sums, i, 1)));
     }
-    TRY(ops->download(ops, head->sums, found));
+    return STATUS_OK;
+}
+
+enum status head_read(struct head *head, const struct head_loss *a, struct head_sums *sums) {
+    const int64_t n = a->student_hidden.shape[0];
+    double found[ROW_OUTPUTS] = {0};
+    TRY(head->ops->download(head->ops, head->sums, found));
     sums->kl += found[0];
     sums->reverse_kl += found[1];
     sums->ce += found[2];
@@ -182,6 +191,12 @@ enum status head_loss(struct head *head, const struct head_loss *a, struct head_
     sums->entropy += found[5];
     for (int64_t i = 0; i < n; i++) sums->rows += !a->targets || a->targets[i] >= 0;
     return STATUS_OK;
+}
+
+enum status head_loss(struct head *head, const struct head_loss *a, struct head_sums *sums) {
+    TRY(head_load(head, a));
+    TRY(head_run(head, a));
+    return head_read(head, a, sums);
 }
 
 static enum status read_output(const struct head *head, struct tensor output, double *out) {

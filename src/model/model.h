@@ -76,6 +76,10 @@ void plan_close(struct plan **plan); /* NULL-safe */
 /* hidden = the model's final normed hidden states [B·T,C], in the plan's memory, valid until the plan's next forward.
  * Ids and lengths are checked: STATUS_USAGE for learned positions beyond their table, STATUS_FAILED for an id >= V. */
 enum status model_forward(struct plan *plan, const struct batch *batch, struct tensor *hidden);
+/* Its two parts: the batch checked and brought to the device, and operations alone, which ops->repeat may record. */
+enum status model_load(struct plan *plan, const struct batch *batch);
+enum status model_run(struct plan *plan, struct tensor *hidden);
+struct tensor plan_hidden(const struct plan *plan); /* [B·T,C]: where the plan's passes leave them */
 /* d_hidden [B·T,C] (overwritten as scratch) -> parameter gradients += for what trains. After model_forward of the same plan. */
 enum status model_backward(struct plan *plan, struct tensor d_hidden);
 
@@ -113,6 +117,10 @@ struct head_loss {
 };
 /* One pass over row chunks: losses (added up in *sums, which the caller zeroes), d_hidden and, when the head trains, its gradient. */
 enum status head_loss(struct head *head, const struct head_loss *arguments, struct head_sums *sums);
+/* Its three parts: targets brought to the device; operations alone, which ops->repeat may record; the sums brought back. */
+enum status head_load(struct head *head, const struct head_loss *arguments);
+enum status head_run(struct head *head, const struct head_loss *arguments);
+enum status head_read(struct head *head, const struct head_loss *arguments, struct head_sums *sums);
 /* Per-row values of the last head_loss, host arrays [N] (NULL: not wanted). */
 struct head_rows {
     double *kl, *reverse_kl, *ce, *teacher_ce, *agree, *entropy;

@@ -191,6 +191,8 @@ enum status plan_read_loss(struct plan *plan, double *loss) {
     return plan->model->params.ops->download(plan->model->params.ops, plan->loss, loss);
 }
 
+struct tensor plan_hidden(const struct plan *plan) { return plan->hidden; }
+
 enum status plan_measure(const struct model *model, const struct plan_options *options, size_t *bytes) {
     struct plan *plan = NULL;
     TRY(prepare(model, options, &plan));

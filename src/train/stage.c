@@ -156,6 +156,9 @@ void stage_close(struct distill *d) {
     if (!d) return;
     if (tensor_present(d->d_hidden)) d->student->params.ops->release(d->student->params.ops, d->d_hidden.data);
     d->d_hidden = tensor_none();
+    for (int phase = 0; d->student && phase < PHASES; phase++) {
+        d->student->params.ops->forget(d->student->params.ops, &d->recordings[phase]);
+    }
     head_close(&d->head);
     plan_close(&d->student_plan);
     plan_close(&d->teacher_plan);

@@ -74,28 +74,72 @@ static struct batch micro_batch_of(const struct distill *d, int64_t micro) {
                           .start = d->start + first};
 }
 
+/* A micro-step's operations by phase, as ops->repeat takes them. */
+struct micro {
+    struct distill *distill;
+    struct head_loss loss;
+    struct tensor teacher_hidden, student_hidden;
+};
+
+static enum status teacher_work(void *user) {
+    struct micro *micro = user;
+    return model_run(micro->distill->teacher_plan, &micro->teacher_hidden);
+}
+static enum status student_work(void *user) {
+    struct micro *micro = user;
+    return model_run(micro->distill->student_plan, &micro->student_hidden);
+}
+static enum status head_work(void *user) {
+    struct micro *micro = user;
+    return head_run(micro->distill->head, &micro->loss);
+}
+static enum status backward_work(void *user) {
+    struct micro *micro = user;
+    return model_backward(micro->distill->student_plan, micro->distill->d_hidden);
+}
+
+/* The phase's work, recorded where the device can; its time is the device's. */
+static enum status run_phase(struct micro *micro, enum phase phase, enum status (*work)(void *user), struct step_result *result,
+                             double *mark) {
+    struct distill *d = micro->distill;
+    const struct ops *ops = d->student->params.ops;
+    TRY(d->probing ? work(micro) : ops->repeat(ops, &d->recordings[phase], work, micro));
+    TRY(ops->synchronise(ops));
+    end_phase(result, phase, mark);
+    return STATUS_OK;
+}
+
+static struct head_loss loss_of(const struct distill *d, const struct batch *batch, double rows) {
+    const bool lm = d->stage->objective == OBJECTIVE_LM;
+    return (struct head_loss){.teacher_hidden = d->teacher ? plan_hidden(d->teacher_plan) : tensor_none(),
+                              .student_hidden = plan_hidden(d->student_plan),
+                              .targets = batch->targets,
+                              .temperature = d->stage->temperature,
+                              .kl_weight = lm ? 0 : 1 - d->stage->ce_share,
+                              .ce_weight = lm ? 1 : d->stage->ce_share,
+                              .scale = 1 / rows,
+                              .d_hidden = d->d_hidden};
+}
+
 /* Objectives lm and kl. */
 static enum status distill_micro(struct distill *d, const struct batch *batch, struct step_result *result) {
-    struct tensor teacher_hidden = tensor_none(), student_hidden = tensor_none();
+    struct micro micro = {.distill = d, .loss = loss_of(d, batch, result->rows)};
     struct head_sums sums = {0};
     double mark = time_now_s();
-    if (d->teacher) TRY(model_forward(d->teacher_plan, batch, &teacher_hidden));
-    end_phase(result, PHASE_TEACHER, &mark);
-    TRY(model_forward(d->student_plan, batch, &student_hidden));
-    end_phase(result, PHASE_STUDENT, &mark);
-    bool lm = d->stage->objective == OBJECTIVE_LM;
-    struct head_loss loss = {.teacher_hidden = teacher_hidden,
-                             .student_hidden = student_hidden,
-                             .targets = batch->targets,
-                             .temperature = d->stage->temperature,
-                             .kl_weight = lm ? 0 : 1 - d->stage->ce_share,
-                             .ce_weight = lm ? 1 : d->stage->ce_share,
-                             .scale = 1 / result->rows,
-                             .d_hidden = d->d_hidden};
-    TRY(head_loss(d->head, &loss, &sums));
-    end_phase(result, PHASE_HEAD, &mark);
-    TRY(model_backward(d->student_plan, d->d_hidden));
-    end_phase(result, PHASE_BACKWARD, &mark);
+    if (d->teacher) TRY(model_load(d->teacher_plan, batch));
+    TRY(model_load(d->student_plan, batch));
+    TRY(head_load(d->head, &micro.loss));
+    end_phase(result, PHASE_DATA, &mark);
+    if (d->teacher) TRY(run_phase(&micro, PHASE_TEACHER, teacher_work, result, &mark));
+    TRY(run_phase(&micro, PHASE_STUDENT, student_work, result, &mark));
+    if (d->recorded_scale != micro.loss.scale) {
+        const struct ops *ops = d->student->params.ops;
+        ops->forget(ops, &d->recordings[PHASE_HEAD]);
+    }
+    d->recorded_scale = micro.loss.scale;
+    TRY(run_phase(&micro, PHASE_HEAD, head_work, result, &mark));
+    TRY(run_phase(&micro, PHASE_BACKWARD, backward_work, result, &mark));
+    TRY(head_read(d->head, &micro.loss, &sums));
     d->sums[SUM_KL] += sums.kl;
     d->sums[SUM_CE] += sums.ce;
     return STATUS_OK;
@@ -210,6 +254,7 @@ static void describe_fault(const struct distill *d, int64_t bad_row, struct step
 static enum status probe_passes(struct distill *d, const struct step_settings *settings, double rows, char text[128]) {
     struct step_result unused = {.rows = rows};
     text[0] = '\0';
+    d->probing = true;
     plan_probe(d->student_plan, true);
     if (d->teacher_plan) plan_probe(d->teacher_plan, true);
     enum status status = run_micro_steps(d, settings, &unused);
@@ -220,6 +265,7 @@ static enum status probe_passes(struct distill *d, const struct step_settings *s
     }
     plan_probe(d->student_plan, false);
     if (d->teacher_plan) plan_probe(d->teacher_plan, false);
+    d->probing = false;
     return status;
 }
 

@@ -37,6 +37,9 @@ struct distill {
     int32_t *ids, *targets, *start; /* [part,T] of this step */
     double *sums;                   /* what the ranks add up after a step, see step.c */
     float *exchange;      /* host [EXCHANGE_ELEMENTS]: gradients of device memory on their way to the other ranks; else NULL */
+    struct recording *recordings[PHASES]; /* of a micro-step's phases */
+    double recorded_scale;                /* of the loss, in the head's recording */
+    bool probing;                         /* passes look for what is not finite: nothing is recorded */
     double *denominators; /* [L] objective attention: a row's mean ‖o_teacher‖², the same through the whole stage */
 };
 

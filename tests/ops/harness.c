@@ -18,9 +18,13 @@ void expect_ok(enum status status, const char *what) {
     fail();
 }
 
-void bench_open(struct bench *bench, const char *table, const char *isa, int threads) {
+void bench_open_with(struct bench *bench, const char *table, const struct ops_options *options) {
     *bench = (struct bench){0};
-    expect_ok(ops_open(table, &(struct ops_options){.threads = threads, .isa = isa}, &bench->ops), table);
+    expect_ok(ops_open(table, options, &bench->ops), table);
+}
+
+void bench_open(struct bench *bench, const char *table, const char *isa, int threads) {
+    bench_open_with(bench, table, &(struct ops_options){.threads = threads, .isa = isa});
 }
 
 void bench_reset(struct bench *bench) {

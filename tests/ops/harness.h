@@ -24,6 +24,7 @@ struct bench {
 void expect_ok(enum status status, const char *what);
 
 void bench_open(struct bench *bench, const char *table, const char *isa, int threads);
+void bench_open_with(struct bench *bench, const char *table, const struct ops_options *options);
 void bench_close(struct bench *bench);
 /* Gives the memory back and forgets the outputs; the table stays open. */
 void bench_reset(struct bench *bench);

@@ -74,8 +74,58 @@ static void test_normal(void **state) {
     cpu->close(cpu);
 }
 
+/* y += 2x, then the sum of y, which takes scratch memory. */
+struct doubling {
+    const struct ops *ops;
+    struct tensor x, y, sum;
+    int calls;
+};
+
+static enum status add_twice(void *user) {
+    struct doubling *d = user;
+    d->calls++;
+    TRY(d->ops->add_scaled(d->ops, 2, d->x, d->y));
+    return d->ops->sum(d->ops, d->y, d->sum);
+}
+
+/* Work is called twice, then only its record runs; other work that makes scratch memory move has it recorded anew. */
+static void test_repeat(void **state) {
+    (void)state;
+    enum { N = 64, LARGE = 1 << 20 };
+    const struct ops *ops = open_table("cuda-f32");
+    float ones[N], back[N];
+    for (int i = 0; i < N; i++) ones[i] = 1;
+    struct doubling d = {.ops = ops, .x = on_device(ops, DTYPE_F32, 1, N, ones), .y = on_device(ops, DTYPE_F32, 1, N, ones),
+                         .sum = tensor_1d(NULL, DTYPE_F64, 1)};
+    struct tensor large = on_device(ops, DTYPE_F32, 1, LARGE, NULL);
+    struct recording *recording = NULL;
+    CHECK_OK(ops->allocate(ops, sizeof(double), &d.sum.data));
+    CHECK_OK(ops->fill(ops, large, 1));
+    for (int time = 1; time <= 6; time++) {
+        double sum = 0, all = 0;
+        if (time == 5) {
+            CHECK_OK(ops->sum(ops, large, d.sum)); /* more partial sums than before */
+            CHECK_OK(ops->download(ops, d.sum, &all));
+            assert_true(all == LARGE);
+        }
+        CHECK_OK(ops->repeat(ops, &recording, add_twice, &d));
+        CHECK_OK(ops->download(ops, d.sum, &sum));
+        CHECK_OK(ops->download(ops, d.y, back));
+        assert_true(sum == N * (1 + 2.0 * time) && back[N - 1] == (float)(1 + 2 * time));
+        assert_int_equal(d.calls, time < 2 ? time : time < 5 ? 2 : 3);
+    }
+    ops->forget(ops, &recording);
+    assert_null(recording);
+    ops->forget(ops, &recording);
+    ops->release(ops, d.x.data);
+    ops->release(ops, d.y.data);
+    ops->release(ops, d.sum.data);
+    ops->release(ops, large.data);
+    ops->close(ops);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal), cmocka_unit_test(test_repeat)};
     int failures = 0;
     for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
         simt_set_order((enum simt_order)order, 3);
