@@ -1,5 +1,6 @@
 /* The simplest operations and matrix products of the CUDA table, executed on the host: copies with conversion and
  * strides, fills, random numbers equal to the CPU's, products with and without what cuBLASLt does besides. */
+#include "base/bf16.h"
 #include "base/rng.h"
 #include "simt/simt.h"
 #include "support/check.h"
@@ -74,6 +75,56 @@ static void test_normal(void **state) {
     cpu->close(cpu);
 }
 
+/* [count] in bf16, from the `apart`-th element of a block on. */
+static struct tensor bf16_on_device(const struct ops *ops, const double *values, int64_t count, int64_t apart, void **block) {
+    uint16_t host[160] = {0};
+    struct tensor whole = tensor_1d(NULL, DTYPE_BF16, apart + count);
+    for (int64_t n = 0; values && n < count; n++) host[apart + n] = bf16_from_float((float)values[n]);
+    CHECK_OK(ops->allocate(ops, tensor_bytes(whole), &whole.data));
+    CHECK_OK(ops->upload(ops, whole, host));
+    *block = whole.data;
+    return tensor_1d((uint16_t *)whole.data + apart, DTYPE_BF16, count);
+}
+
+/* GELU of a product with and without bias and the value before it, by cuBLASLt where the places allow it and by our own kernel an
+ * element behind: of small integers, so that only GELU is rounded. */
+static void test_products(void **state) {
+    (void)state;
+    enum { M = 9, N = 16, K = 8 };
+    const struct ops *ops = open_table("cuda");
+    double a[M * K], b[K * N], bias[N];
+    for (int n = 0; n < M * K; n++) a[n] = n % 5 - 2;
+    for (int n = 0; n < K * N; n++) b[n] = n % 3 - 1;
+    for (int n = 0; n < N; n++) bias[n] = n % 7 - 3;
+    for (int way = 0; way < 8; way++) {
+        const bool adds = way & 1, keeps = way & 2;
+        void *blocks[5];
+        const int64_t apart = way / 4;
+        struct gemm g = {.alpha = 1, .activation = ACTIVATION_GELU};
+        g.a = tensor_reshape(bf16_on_device(ops, a, M * K, apart, &blocks[0]), 2, (int64_t[]){M, K});
+        g.b = tensor_reshape(bf16_on_device(ops, b, K * N, apart, &blocks[1]), 2, (int64_t[]){K, N});
+        g.c = tensor_reshape(bf16_on_device(ops, NULL, M * N, apart, &blocks[2]), 2, (int64_t[]){M, N});
+        const struct tensor added = bf16_on_device(ops, bias, N, apart, &blocks[3]);
+        const struct tensor before = tensor_reshape(bf16_on_device(ops, NULL, M * N, apart, &blocks[4]), 2, (int64_t[]){M, N});
+        if (adds) g.bias = added;
+        if (keeps) g.pre = before;
+        CHECK_OK(ops->gemm(ops, &g));
+        uint16_t c[M * N], pre[M * N];
+        CHECK_OK(ops->download(ops, g.c, c));
+        CHECK_OK(ops->download(ops, before, pre));
+        for (int n = 0; n < M * N; n++) {
+            double x = adds ? bias[n % N] : 0;
+            for (int k = 0; k < K; k++) x += a[n / N * K + k] * b[k * N + n % N];
+            const double gelu = 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+            if (bf16_to_float(pre[n]) != (float)(keeps ? x : 0)) fail_msg("way %d: pre[%d]: expected %g, found %g", way, n, keeps ? x : 0, (double)bf16_to_float(pre[n]));
+            if (!(fabs((double)bf16_to_float(c[n]) - gelu) <= 0x1p-8 * fabs(gelu) + 1e-6))
+                fail_msg("way %d: c[%d]: expected %g, found %g", way, n, gelu, (double)bf16_to_float(c[n]));
+        }
+        for (int n = 0; n < 5; n++) ops->release(ops, blocks[n]);
+    }
+    ops->close(ops);
+}
+
 /* y += 2x, then the sum of y, which takes scratch memory. */
 struct doubling {
     const struct ops *ops;
@@ -124,8 +175,10 @@ static void test_repeat(void **state) {
     ops->close(ops);
 }
 
-int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal), cmocka_unit_test(test_repeat)};
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal), cmocka_unit_test(test_products),
+                                       cmocka_unit_test(test_repeat)};
     int failures = 0;
     for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
         simt_set_order((enum simt_order)order, 3);
