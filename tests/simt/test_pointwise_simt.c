@@ -94,7 +94,9 @@ static void test_repeat(void **state) {
     const struct ops *ops = open_table("cuda-f32");
     float ones[N], back[N];
     for (int i = 0; i < N; i++) ones[i] = 1;
-    struct doubling d = {.ops = ops, .x = on_device(ops, DTYPE_F32, 1, N, ones), .y = on_device(ops, DTYPE_F32, 1, N, ones),
+    struct doubling d = {.ops = ops,
+                         .x = on_device(ops, DTYPE_F32, 1, N, ones),
+                         .y = on_device(ops, DTYPE_F32, 1, N, ones),
                          .sum = tensor_1d(NULL, DTYPE_F64, 1)};
     struct tensor large = on_device(ops, DTYPE_F32, 1, LARGE, NULL);
     struct recording *recording = NULL;
@@ -124,7 +126,8 @@ static void test_repeat(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal), cmocka_unit_test(test_repeat)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal),
+                                       cmocka_unit_test(test_repeat)};
     int failures = 0;
     for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
         simt_set_order((enum simt_order)order, 3);
