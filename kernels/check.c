@@ -191,7 +191,8 @@ enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a) {
     int64_t n = a->student.shape[0];
     if (tensor_present(a->teacher)) TRY(check_tensor("loss_rows", "teacher", a->teacher, logits, 2, a->student.shape));
     TRY(check_optional("loss_rows", "targets", a->targets, DTYPE_I32, 1, SHAPE(n)));
-    if (tensor_present(a->gradient)) TRY(check_tensor("loss_rows", "gradient", a->gradient, logits, 2, a->student.shape));
+    if (tensor_present(a->gradient))
+        TRY(check_tensor("loss_rows", "gradient", a->gradient, logits, 2, a->student.shape));
     const struct {
         const char *argument;
         struct tensor t;
@@ -238,14 +239,16 @@ static enum status check_parts(const char *operation, const struct param_part *p
             before = parts[p].first + parts[p].count;
             continue;
         }
-        return error_set(STATUS_SHAPE, "%s: part %lld: expected elements from %lld on, below %lld; found %lld and %lld more", operation,
-                         (long long)p, (long long)before, (long long)elements, (long long)parts[p].first, (long long)parts[p].count);
+        return error_set(STATUS_SHAPE,
+                         "%s: part %lld: expected elements from %lld on, below %lld; found %lld and %lld more",
+                         operation, (long long)p, (long long)before, (long long)elements, (long long)parts[p].first,
+                         (long long)parts[p].count);
     }
     return STATUS_OK;
 }
 
-enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
-                                    struct tensor out) {
+enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                    int64_t count, struct tensor out) {
     TRY(check_float(ops, "sum_squares_parts", "x", x));
     TRY(check_dense("sum_squares_parts", "x", x, x.dtype, 1, SHAPE(ANY)));
     TRY(check_dense("sum_squares_parts", "out", out, DTYPE_F64, 1, SHAPE(count)));

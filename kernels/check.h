@@ -62,8 +62,8 @@ enum status check_index_learn(const struct ops *ops, const struct index_learn *a
 enum status check_loss_rows(const struct ops *ops, const struct loss_rows *a);
 enum status check_log_softmax(const struct ops *ops, struct tensor x, struct tensor y);
 enum status check_reduction(const struct ops *ops, const char *operation, struct tensor x, struct tensor out);
-enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
-                                    struct tensor out);
+enum status check_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                    int64_t count, struct tensor out);
 enum status check_adamw(const struct ops *ops, const struct adamw *a);
 
 #endif

@@ -19,9 +19,10 @@ enum status ops_open(const char *name, const struct ops_options *options, const 
     } else if (strcmp(inner_name, "cuda-f32") == 0) {
         TRY(cuda_open(options, DTYPE_F32, &inner));
     } else {
-        return error_set(STATUS_USAGE,
-                         "unknown operation table '%s': expected cpu, cpu-f64, cuda or cuda-f32, with or without guard: before it",
-                         name);
+        return error_set(
+            STATUS_USAGE,
+            "unknown operation table '%s': expected cpu, cpu-f64, cuda or cuda-f32, with or without guard: before it",
+            name);
     }
     if (!guarded) {
         *ops = inner;

@@ -31,7 +31,8 @@ static void update_part(const struct ops *ops, const struct adamw *a, const stru
 #pragma omp parallel for num_threads(ops->device->threads) if (part->count > PARALLEL_ELEMENTS)
     for (int64_t i = 0; i < p.count; i++) {
         const int64_t at = part->first + i * PIECE, n = piece_width(&p, i);
-        update_piece(&u, real_data(a->grad) + at, real_data(a->value) + at, real_data(a->m) + at, real_data(a->v) + at, n);
+        update_piece(&u, real_data(a->grad) + at, real_data(a->value) + at, real_data(a->m) + at, real_data(a->v) + at,
+                     n);
         if (tensor_present(a->working)) {
             memcpy(real_data(a->working) + at, real_data(a->value) + at, (size_t)n * sizeof(real));
         }

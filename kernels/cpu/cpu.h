@@ -40,7 +40,8 @@ enum status device_synchronise(const struct ops *ops);
 enum status device_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status device_download(const struct ops *ops, struct tensor from, void *host);
 size_t device_scratch_bytes(const struct ops *ops);
-enum status device_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user);
+enum status device_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user),
+                          void *user);
 void device_forget(const struct ops *ops, struct recording **recording);
 void device_memory(const struct ops *ops, struct device_memory *memory);
 
@@ -109,8 +110,8 @@ const char *bf16_describe(void);
     enum status sum_squares_##v(const struct ops *ops, struct tensor x, struct tensor out);                            \
     enum status sum_squared_difference_##v(const struct ops *ops, struct tensor x, struct tensor y,                    \
                                            struct tensor out);                                                         \
-    enum status sum_squares_parts_##v(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,   \
-                                      struct tensor out);                                                              \
+    enum status sum_squares_parts_##v(const struct ops *ops, struct tensor x, const struct param_part *parts,          \
+                                      int64_t count, struct tensor out);                                               \
     enum status adamw_##v(const struct ops *ops, const struct adamw *a);
 CPU_DECLARE(f32_base)
 CPU_DECLARE(f32_avx2)

@@ -122,7 +122,8 @@ void device_memory(const struct ops *ops, struct device_memory *memory) {
     *memory = (struct device_memory){machine_memory_available(), machine_memory_now(), machine_memory_peak()};
 }
 
-enum status device_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user) {
+enum status device_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user),
+                          void *user) {
     (void)ops;
     (void)recording;
     return work(user);

@@ -132,7 +132,8 @@ static void store(struct tensor t, int64_t r, double value) {
 static void ignore_row(const struct loss_rows *a, int64_t r, int64_t width) {
     const struct tensor outputs[] = {a->kl, a->reverse_kl, a->ce, a->teacher_ce, a->agree, a->entropy};
     for (size_t i = 0; i < sizeof outputs / sizeof outputs[0]; i++) store(outputs[i], r, 0);
-    if (tensor_present(a->gradient)) memset(real_data(a->gradient) + r * a->gradient.stride[0], 0, (size_t)width * sizeof(real));
+    if (tensor_present(a->gradient))
+        memset(real_data(a->gradient) + r * a->gradient.stride[0], 0, (size_t)width * sizeof(real));
 }
 
 /* Sums at temperature 1, for the outputs that have no temperature. */

@@ -52,11 +52,12 @@ enum status NAME(sum_squares)(const struct ops *ops, struct tensor x, struct ten
     return reduce(ops, REDUCE_SQUARES, x, tensor_none(), out);
 }
 
-enum status NAME(sum_squares_parts)(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
-                                    struct tensor out) {
+enum status NAME(sum_squares_parts)(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                    int64_t count, struct tensor out) {
     TRY(check_sum_squares_parts(ops, x, parts, count, out));
     for (int64_t p = 0; p < count; p++) {
-        TRY(reduce(ops, REDUCE_SQUARES, tensor_rows(x, parts[p].first, parts[p].count), tensor_none(), tensor_rows(out, p, 1)));
+        TRY(reduce(ops, REDUCE_SQUARES, tensor_rows(x, parts[p].first, parts[p].count), tensor_none(),
+                   tensor_rows(out, p, 1)));
     }
     return STATUS_OK;
 }

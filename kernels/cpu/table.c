@@ -23,12 +23,14 @@
     .index_pool = index_pool_##v, .index_select = index_select_##v, .index_decode = index_decode_##v,                  \
     .token_attention = token_attention_##v, .token_attention_backward = token_attention_backward_##v,                  \
     .index_learn = index_learn_##v, .loss_rows = loss_rows_##v, .log_softmax = log_softmax_##v, .sum = sum_##v,        \
-    .sum_squares = sum_squares_##v, .sum_squares_parts = sum_squares_parts_##v, .sum_squared_difference = sum_squared_difference_##v, .adamw = adamw_##v
+    .sum_squares = sum_squares_##v, .sum_squares_parts = sum_squares_parts_##v,                                        \
+    .sum_squared_difference = sum_squared_difference_##v, .adamw = adamw_##v
 
 #define CPU_DEVICE                                                                                                     \
     .host_memory = true, .close = device_close, .describe = device_describe, .allocate = device_allocate,              \
     .release = device_release, .synchronise = device_synchronise, .upload = device_upload,                             \
-    .download = device_download, .repeat = device_repeat, .forget = device_forget, .scratch_bytes = device_scratch_bytes, .memory = device_memory
+    .download = device_download, .repeat = device_repeat, .forget = device_forget,                                     \
+    .scratch_bytes = device_scratch_bytes, .memory = device_memory
 
 #define CPU_TABLE(v, title, dtype)                                                                                     \
     { .name = title, .real = dtype, .parameter = dtype, .statistic = dtype, CPU_DEVICE, CPU_KERNELS(v) }

@@ -1,5 +1,5 @@
-/* One AdamW step with the proximal step of an absolute-value penalty, over all parts at once: one read and one write of each element, and
- * the copy that operations read written beside it. */
+/* One AdamW step with the proximal step of an absolute-value penalty, over all parts at once: one read and one write of
+ * each element, and the copy that operations read written beside it. */
 #include "kernels/cuda/parts.cuh"
 
 #include <cmath>
@@ -46,7 +46,8 @@ template <class T, int W> __device__ inline void update_pack(const adamw_step<T>
 }
 
 /* packed: the tensors begin at multiples of 16 bytes, so that element i does when i is a multiple of 4. */
-template <class T> __global__ void __launch_bounds__(threads) adamw_kernel(adamw_step<T> a, part_list list, bool packed) {
+template <class T>
+__global__ void __launch_bounds__(threads) adamw_kernel(adamw_step<T> a, part_list list, bool packed) {
     int part;
     int64_t first;
     const int64_t count = find_piece(list, blockIdx.x, &part, &first);
@@ -59,7 +60,9 @@ template <class T> __global__ void __launch_bounds__(threads) adamw_kernel(adamw
     for (int64_t i = done + threadIdx.x; i < count; i += threads) update_pack<T, 1>(a, decay, l1, first + i);
 }
 
-template <class T> bool at_pack(const T *data) { return reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0; }
+template <class T> bool at_pack(const T *data) {
+    return reinterpret_cast<uintptr_t>(data) % (4 * sizeof(T)) == 0;
+}
 
 template <class T> enum status step(const struct ops *ops, const struct adamw *a) {
     adamw_step<T> s = {};
@@ -79,7 +82,8 @@ template <class T> enum status step(const struct ops *ops, const struct adamw *a
     s.lr = static_cast<float>(a->lr);
     const bool packed = at_pack(s.value) && at_pack(s.m) && at_pack(s.v) && at_pack(s.grad) && at_pack(s.working);
     return for_parts(a->parts, a->part_count, [&](const part_list &list, int64_t) {
-        return device_launch(ops, "adamw", adamw_kernel<T>, grid_over(list.blocks[list.parts], 1), threads, 0, s, list, packed);
+        return device_launch(ops, "adamw", adamw_kernel<T>, grid_over(list.blocks[list.parts], 1), threads, 0, s, list,
+                             packed);
     });
 }
 

@@ -1,5 +1,6 @@
-/* What the files of attention share: the problem as its kernels see it, and which keys a query may read. Every candidate's set for
- * one query is an arithmetic progression of keys (a span); attention_plan.cu writes the spans, the kernels ask nothing else. */
+/* What the files of attention share: the problem as its kernels see it, and which keys a query may read. Every
+ * candidate's set for one query is an arithmetic progression of keys (a span); attention_plan.cu writes the spans, the
+ * kernels ask nothing else. */
 #ifndef SQUINT_KERNELS_CUDA_ATTENTION_CUH
 #define SQUINT_KERNELS_CUDA_ATTENTION_CUH
 
@@ -8,23 +9,24 @@
 #include <climits>
 #include <type_traits>
 
-/* Row t of head h of sequence b lies at data + b·batch + t·token + h·head (elements). vector: every row may be moved by 16 bytes at once. */
+/* Row t of head h of sequence b lies at data + b·batch + t·token + h·head (elements). vector: every row may be moved by
+ * 16 bytes at once. */
 struct attention_view {
     void *data;
     int64_t batch, token, head;
     bool vector;
 };
 
-/* A candidate: its numbers, and n % step == 0 as multiplication (Granlund and Montgomery 1994): rotate_right(n·inverse, rotate) <= limit.
- * reach: no query sees a key that is farther away. */
+/* A candidate: its numbers, and n % step == 0 as multiplication (Granlund and Montgomery 1994): rotate_right(n·inverse,
+ * rotate) <= limit. reach: no query sees a key that is farther away. */
 struct attention_rule {
     int kind, a, b, reach;
     unsigned inverse, rotate, limit;
     bool dense; /* step 1 */
 };
 
-/* Over the rows of a run that see a key at all: the least and the largest first key, the least and the largest end. Where one sees none,
- * lo_max is INT_MAX and hi_min 0; where none does, lo_min is INT_MAX and hi_max 0 too. */
+/* Over the rows of a run that see a key at all: the least and the largest first key, the least and the largest end.
+ * Where one sees none, lo_max is INT_MAX and hi_min 0; where none does, lo_min is INT_MAX and hi_max 0 too. */
 struct alignas(16) attention_hull {
     int lo_min, lo_max, hi_min, hi_max;
 };
@@ -43,7 +45,8 @@ struct attention_problem {
     attention_rule rules[CANDIDATES_MAX];
 };
 
-/* Of one query and candidate, for the backward pass. z: log2 Z, +inf where the set is empty or not visited; delta: Σ_j P_ij do_i·v_j. */
+/* Of one query and candidate, for the backward pass. z: log2 Z, +inf where the set is empty or not visited; delta: Σ_j
+ * P_ij do_i·v_j. */
 struct alignas(16) attention_record {
     float z, delta;
     int lo, count; /* its span */
@@ -51,11 +54,13 @@ struct alignas(16) attention_record {
 
 /* Bytes that attention_plan wants at `memory`, aligned to 256. */
 size_t attention_plan_bytes(const struct attention *a);
-/* Fills `p` and starts the kernel that writes spans and hulls to `memory`. Shapes are checked before. STATUS_SHAPE: too wide or too long. */
-enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory, attention_problem *p);
+/* Fills `p` and starts the kernel that writes spans and hulls to `memory`. Shapes are checked before. STATUS_SHAPE: too
+ * wide or too long. */
+enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory,
+                           attention_problem *p);
 attention_view attention_view_of(struct tensor t);
-/* sums [B,H,count,T] = natural log Z_m of the candidates that are dead (or, `dead` false, not), −inf for the others; only of heads with one
- * dead candidate at least (dead false: with two living ones at least). */
+/* sums [B,H,count,T] = natural log Z_m of the candidates that are dead (or, `dead` false, not), −inf for the others;
+ * only of heads with one dead candidate at least (dead false: with two living ones at least). */
 enum status attention_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums);
 
 /* The backward pass's problem. */
@@ -109,8 +114,10 @@ __device__ inline bool range_holds_multiple(int lo, int hi, int step) {
     return -lo / step * step >= -hi;
 }
 
-/* False only where no query of i0 … i1−1 (with this hull) sees a key of k0 … k1−1. Differences of tokens fit into an int. */
-__device__ inline bool hull_touches(const attention_rule &rule, const attention_hull &hull, bool causal, int i0, int i1, int k0, int k1) {
+/* False only where no query of i0 … i1−1 (with this hull) sees a key of k0 … k1−1. Differences of tokens fit into an
+ * int. */
+__device__ inline bool hull_touches(const attention_rule &rule, const attention_hull &hull, bool causal, int i0, int i1,
+                                    int k0, int k1) {
     if (k1 <= hull.lo_min || k0 >= hull.hi_max) return false;
     if (rule.dense) return true;
     const int least = i0 - (k1 - 1), most = i1 - 1 - k0; /* of i − j */
@@ -143,7 +150,8 @@ __device__ inline attention_hull hull_of(const attention_problem &p, int64_t b, 
     return all;
 }
 
-/* The tiles first … end−1 that touches(tile) is true for, ascending; 32 are asked at once, by the lanes of every warp alike. */
+/* The tiles first … end−1 that touches(tile) is true for, ascending; 32 are asked at once, by the lanes of every warp
+ * alike. */
 struct tile_walk {
     int base, end;
     unsigned mask;
@@ -164,8 +172,8 @@ template <class Touches> __device__ inline int walk_next(tile_walk &walk, Touche
     return walk.base + bit;
 }
 
-/* Which tile of which of `pairs` sequences and heads a block takes. `together` pairs are in work at once, so that what they read stays in
- * the cache; of these the costliest tiles come first. */
+/* Which tile of which of `pairs` sequences and heads a block takes. `together` pairs are in work at once, so that what
+ * they read stays in the cache; of these the costliest tiles come first. */
 struct block_order {
     int tiles, together;
     int64_t pairs;
@@ -186,7 +194,8 @@ __device__ inline block_place place_block(const block_order &order) {
 inline block_order order_blocks(int64_t tiles, int64_t pairs, int64_t bytes, bool last_first) {
     const int64_t cached = int64_t{24} << 20, fit = cached / (bytes > 0 ? bytes : 1);
     const int64_t together = fit < 1 ? 1 : fit > pairs ? pairs : fit;
-    return block_order{static_cast<int>(tiles), static_cast<int>(together < 65536 ? together : 65536), pairs, last_first};
+    return block_order{static_cast<int>(tiles), static_cast<int>(together < 65536 ? together : 65536), pairs,
+                       last_first};
 }
 
 #endif

@@ -1,20 +1,20 @@
-/* Attention of one query a sequence against cached keys. o = Σ_m c_m softmax_m: every candidate has its own running softmax over the slots it
- * lists, so nothing needs to know which slots others list too. Where sequences and heads are too few for the device the lists are divided
- * among blocks, and a second kernel puts the parts together. */
+/* Attention of one query a sequence against cached keys. o = Σ_m c_m softmax_m: every candidate has its own running
+ * softmax over the slots it lists, so nothing needs to know which slots others list too. Where sequences and heads are
+ * too few for the device the lists are divided among blocks, and a second kernel puts the parts together. */
 #include "kernels/cuda/attention.cuh"
 
 namespace {
 
 constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
-constexpr int lane_width = 8;  /* elements of a head that one lane holds */
-constexpr int at_once = 4;     /* slots in flight */
+constexpr int lane_width = 8;   /* elements of a head that one lane holds */
+constexpr int at_once = 4;      /* slots in flight */
 constexpr int part_slots = 256; /* a block takes this many of a list at least */
 
 struct decode_arguments {
-    attention_view q, k, v, o; /* of q and o `token` is not used; of k and v it is the slot's */
-    const int32_t *slots;      /* [B,lists·count,capacity] */
+    attention_view q, k, v, o;  /* of q and o `token` is not used; of k and v it is the slot's */
+    const int32_t *slots;       /* [B,lists·count,capacity] */
     const int32_t *slot_counts; /* [B,lists·count] */
-    const float *coefficients; /* NULL: 1 */
+    const float *coefficients;  /* NULL: 1 */
     int64_t coefficient_stride, capacity, cache, pairs /* B·H */;
     float *parts; /* [B·H,splits,count,2 + width]: maximum (base 2), sum, sum of values */
     int heads, share, lists, count, width, splits;
@@ -58,8 +58,8 @@ __device__ void join(running &into, const running &other) {
 
 /* Slots first, first + step, … before `end` of one list, by the LANES lanes of one team. */
 template <class T, int LANES>
-__device__ running read_slots(const decode_arguments &a, const T *k, const T *v, const int32_t *slots, int64_t first, int64_t end, int64_t step,
-                              const float (&q)[lane_width], int column) {
+__device__ running read_slots(const decode_arguments &a, const T *k, const T *v, const int32_t *slots, int64_t first,
+                              int64_t end, int64_t step, const float (&q)[lane_width], int column) {
     running all = running_none();
     for (int64_t n = first; __any_sync(whole_warp, n < end); n += step * at_once) {
         bool valid[at_once];
@@ -68,8 +68,9 @@ __device__ running read_slots(const decode_arguments &a, const T *k, const T *v,
 #pragma unroll
         for (int u = 0; u < at_once; u++) {
             slot[u] = n + u * step < end ? __ldg(slots + n + u * step) : -1;
-            valid[u] = slot[u] >= 0 && slot[u] < a.cache; /* the host does not read the lists: a wrong slot is left out */
-            if (!valid[u]) slot[u] = 0;                   /* read, not used: no branch between the loads */
+            valid[u] =
+                slot[u] >= 0 && slot[u] < a.cache; /* the host does not read the lists: a wrong slot is left out */
+            if (!valid[u]) slot[u] = 0;            /* read, not used: no branch between the loads */
             scores[u] = 0.0f;
             load_lane(k + slot[u] * a.k.token, column, a.width, a.k.vector, row);
 #pragma unroll
@@ -119,12 +120,15 @@ template <int LANES> __device__ running join_teams(running own, running *shared)
     return own;
 }
 
-template <class T> __device__ void store_lane(const decode_arguments &a, int64_t b, int64_t h, int column, const float (&values)[lane_width]) {
+template <class T>
+__device__ void store_lane(const decode_arguments &a, int64_t b, int64_t h, int column,
+                           const float (&values)[lane_width]) {
     T *o = attention_rows<T>(a.o, b, h);
     for (int n = 0; n < lane_width && column + n < a.width; n++) o[column + n] = from_float<T>(values[n]);
 }
 
-/* A block: split blockIdx.x % splits of one sequence's head; a team of LANES lanes takes a slot, LANES · 8 >= width. o, when the only split. */
+/* A block: split blockIdx.x % splits of one sequence's head; a team of LANES lanes takes a slot, LANES · 8 >= width. o,
+ * when the only split. */
 template <class T, int LANES> __global__ void __launch_bounds__(decode_threads) decode_head(decode_arguments a) {
     SHARED(running, shared, [decode_warps * LANES]);
     const int64_t pair = blockIdx.x / a.splits, b = pair / a.heads, h = pair % a.heads;
@@ -137,10 +141,12 @@ template <class T, int LANES> __global__ void __launch_bounds__(decode_threads) 
     for (int m = 0; m < a.count; m++) {
         const float c = a.coefficients ? __ldg(a.coefficients + h * a.coefficient_stride + m) : 1.0f;
         if (c == 0.0f) continue;
-        const int64_t count = a.cache ? max(int64_t{0}, min(static_cast<int64_t>(__ldg(a.slot_counts + list + m)), a.capacity)) : 0;
+        const int64_t count =
+            a.cache ? max(int64_t{0}, min(static_cast<int64_t>(__ldg(a.slot_counts + list + m)), a.capacity)) : 0;
         const int64_t each = (count + a.splits - 1) / a.splits, first = split * each, end = min(first + each, count);
         const running part = join_teams<LANES>(
-            read_slots<T, LANES>(a, k, v, a.slots + (list + m) * a.capacity, first + team, end, teams, q, column), shared);
+            read_slots<T, LANES>(a, k, v, a.slots + (list + m) * a.capacity, first + team, end, teams, q, column),
+            shared);
         if (thread >= LANES) continue;
         if (a.splits == 1) {
             for (int d = 0; d < lane_width; d++)
@@ -202,9 +208,11 @@ template <class T, int LANES> enum status run_decode(const struct ops *ops, cons
 
 enum status cuda_attention_decode(const struct ops *ops, const struct attention_decode *a) {
     TRY(check_attention_decode(ops, a));
-    const int64_t heads = a->q.shape[1], width = a->q.shape[2], pairs = a->q.shape[0] * heads, capacity = a->slots.shape[2];
+    const int64_t heads = a->q.shape[1], width = a->q.shape[2], pairs = a->q.shape[0] * heads,
+                  capacity = a->slots.shape[2];
     if (width > 256)
-        return error_set(STATUS_SHAPE, "attention_decode: q: expected a head width up to 256, found %lld", static_cast<long long>(width));
+        return error_set(STATUS_SHAPE, "attention_decode: q: expected a head width up to 256, found %lld",
+                         static_cast<long long>(width));
     decode_arguments g = {};
     g.q = view_of_heads(a->q);
     g.o = view_of_heads(a->o);
@@ -228,10 +236,12 @@ enum status cuda_attention_decode(const struct ops *ops, const struct attention_
     const int64_t most = divide_up(capacity, part_slots);
     g.splits = static_cast<int>(wanted < most ? wanted : most < 1 ? 1 : most);
     if (pairs * g.splits > INT_MAX)
-        return error_set(STATUS_SHAPE, "attention_decode: expected up to %d heads, found %lld", INT_MAX, static_cast<long long>(pairs));
+        return error_set(STATUS_SHAPE, "attention_decode: expected up to %d heads, found %lld", INT_MAX,
+                         static_cast<long long>(pairs));
     if (g.splits > 1) {
         void *memory;
-        TRY(device_scratch(ops, static_cast<size_t>(pairs * g.splits * g.count * (2 + width)) * sizeof(float), &memory));
+        TRY(device_scratch(ops, static_cast<size_t>(pairs * g.splits * g.count * (2 + width)) * sizeof(float),
+                           &memory));
         g.parts = static_cast<float *>(memory);
     }
     return with_real(ops, [&](auto real) {

@@ -1,6 +1,7 @@
-/* Attention's forward pass. Heads with one live candidate take one pass with running normalisers (Dao et al. 2022, 2023); heads with more
- * take a pass for every candidate's normaliser, then one for the sum of values by weights that are exact without a common reference:
- * e^{s − log Z_m} never exceeds 1. The host does not know which heads are which: each kernel leaves the others' alone. */
+/* Attention's forward pass. Heads with one live candidate take one pass with running normalisers (Dao et al. 2022,
+ * 2023); heads with more take a pass for every candidate's normaliser, then one for the sum of values by weights that
+ * are exact without a common reference: e^{s − log Z_m} never exceeds 1. The host does not know which heads are which:
+ * each kernel leaves the others' alone. */
 #include "kernels/cuda/attention_rows.cuh"
 
 namespace {
@@ -23,7 +24,8 @@ __device__ float natural_log_sum(float most, float sum) {
 }
 
 /* Nothing lives in this head: o = 0. log_sums are −inf of every candidate but `except`. */
-template <class S> __device__ void leave_dead(const attention_problem &p, int64_t b, int64_t h, int first, int except, bool clear) {
+template <class S>
+__device__ void leave_dead(const attention_problem &p, int64_t b, int64_t h, int first, int except, bool clear) {
     using T = typename S::real;
     const int rows = min(S::rows, p.length - first);
     for (int m = 0; m < p.count; m++)
@@ -37,8 +39,8 @@ template <class S> __device__ void leave_dead(const attention_problem &p, int64_
 
 /* scores = their exponents in base 2; −inf where the candidate does not hold the pair. spans [rows]. */
 template <class S>
-__device__ void mask_scores(float (&scores)[S::tiles][S::groups][4], const attention_rule &rule, const int2 *spans, float scale, int key,
-                            bool covered) {
+__device__ void mask_scores(float (&scores)[S::tiles][S::groups][4], const attention_rule &rule, const int2 *spans,
+                            float scale, int key, bool covered) {
 #pragma unroll
     for (int tile = 0; tile < S::tiles; tile++)
 #pragma unroll
@@ -55,12 +57,13 @@ __device__ void mask_scores(float (&scores)[S::tiles][S::groups][4], const atten
             for (int n = 0; n < S::groups; n++)
 #pragma unroll
                 for (int odd = 0; odd < 2; odd++)
-                    if (!span_holds(rule, span.x, span.y, key + n * 8 + lane_column() + odd)) scores[tile][n][2 * half + odd] = -INFINITY;
+                    if (!span_holds(rule, span.x, span.y, key + n * 8 + lane_column() + odd))
+                        scores[tile][n][2 * half + odd] = -INFINITY;
         }
 }
 
-/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become weights relative to
- * the maximum. Returns what earlier weights must be multiplied by. */
+/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become
+ * weights relative to the maximum. Returns what earlier weights must be multiplied by. */
 template <int GROUPS> __device__ float take_row(float (&scores)[GROUPS][4], int half, float &most, float &sum) {
     float here = most;
 #pragma unroll
@@ -101,8 +104,10 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_plain(fo
         spans[r] = first + r < p.length ? p.spans[(b * p.count + m) * p.length + first + r] : make_int2(0, 0);
     __syncthreads();
     T *queries = reinterpret_cast<T *>(shared_memory());
-    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first, p.length, p.width, p.q.vector);
-    typename product::template left<S::tiles, S::width, S::stride, S::width <= 64> of_q(queries + warp_number() * S::tiles * 16 * S::stride);
+    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first,
+                                                        p.length, p.width, p.q.vector);
+    typename product::template left<S::tiles, S::width, S::stride, S::width <= 64> of_q(
+        queries + warp_number() * S::tiles * 16 * S::stride);
     float out[S::tiles][S::width / 8][4], most[S::tiles][2], sum[S::tiles][2];
     clear_sums(out);
 #pragma unroll
@@ -112,26 +117,28 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_plain(fo
     }
     attention_problem one = p; /* its only candidate is the live one */
     one.rules[0] = rule;
-    walk_keys<S, 1>(one, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share), attention_rows<const T>(p.v, b, h / p.share),
-                    queries + S::rows * S::stride, [&] { of_q.hold(); },
-                    [&](int key, const T *k, const T *v) {
-                        float scores[S::tiles][S::groups][4];
-                        clear_sums(scores);
-                        product::rows_by_rows(scores, of_q, k);
-                        mask_scores<S>(scores, rule, spans, p.scale_log2, key, hull_covered(rule, candidates[0].hulls[0], key, key + S::columns));
+    walk_keys<S, 1>(
+        one, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share),
+        attention_rows<const T>(p.v, b, h / p.share), queries + S::rows * S::stride, [&] { of_q.hold(); },
+        [&](int key, const T *k, const T *v) {
+            float scores[S::tiles][S::groups][4];
+            clear_sums(scores);
+            product::rows_by_rows(scores, of_q, k);
+            mask_scores<S>(scores, rule, spans, p.scale_log2, key,
+                           hull_covered(rule, candidates[0].hulls[0], key, key + S::columns));
 #pragma unroll
-                        for (int tile = 0; tile < S::tiles; tile++)
+            for (int tile = 0; tile < S::tiles; tile++)
 #pragma unroll
-                            for (int half = 0; half < 2; half++) {
-                                const float factor = take_row(scores[tile], half, most[tile][half], sum[tile][half]);
+                for (int half = 0; half < 2; half++) {
+                    const float factor = take_row(scores[tile], half, most[tile][half], sum[tile][half]);
 #pragma unroll
-                                for (int n = 0; n < S::width / 8; n++) {
-                                    out[tile][n][2 * half] *= factor;
-                                    out[tile][n][2 * half + 1] *= factor;
-                                }
-                            }
-                        product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, v);
-                    });
+                    for (int n = 0; n < S::width / 8; n++) {
+                        out[tile][n][2 * half] *= factor;
+                        out[tile][n][2 * half + 1] *= factor;
+                    }
+                }
+            product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, v);
+        });
     const float c = coefficient_of(p, h, m);
 #pragma unroll
     for (int tile = 0; tile < S::tiles; tile++)
@@ -143,11 +150,14 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_plain(fo
                 p.log_sums[((b * p.heads + h) * p.count + m) * p.length + i] = natural_log_sum(most[tile][half], all);
             sum[tile][half] = all == 0.0f ? 0.0f : c / all;
         }
-    store_rows<S::tiles, S::width>(attention_rows<T>(p.o, b, h), p.o.token, first + warp_number() * S::tiles * 16, p.length, 0, p.width, p.o.vector, out, sum);
+    store_rows<S::tiles, S::width>(attention_rows<T>(p.o, b, h), p.o.token, first + warp_number() * S::tiles * 16,
+                                   p.length, 0, p.width, p.o.vector, out, sum);
 }
 
 /* Shared memory of the kernels of several candidates, beyond their tiles. */
-template <class S> constexpr size_t spans_size(int count) { return static_cast<size_t>(count) * S::rows * sizeof(int2); }
+template <class S> constexpr size_t spans_size(int count) {
+    return static_cast<size_t>(count) * S::rows * sizeof(int2);
+}
 
 template <class S> __device__ void load_spans(const attention_problem &p, int64_t b, int first, int2 *spans) {
     for (int n = static_cast<int>(threadIdx.x); n < p.count * S::rows; n += S::threads) {
@@ -156,9 +166,11 @@ template <class S> __device__ void load_spans(const attention_problem &p, int64_
     }
 }
 
-/* Takes a tile's scores (exponents, not masked) of one row, as far as the candidate holds them, into this lane's running (maximum, sum). */
+/* Takes a tile's scores (exponents, not masked) of one row, as far as the candidate holds them, into this lane's
+ * running (maximum, sum). */
 template <int GROUPS>
-__device__ void take_part(const float (&scores)[GROUPS][4], int half, const attention_rule &rule, int2 span, int key, bool covered, float2 *running) {
+__device__ void take_part(const float (&scores)[GROUPS][4], int half, const attention_rule &rule, int2 span, int key,
+                          bool covered, float2 *running) {
     const unsigned held = held_columns<GROUPS>(rule, span.x, span.y, key, covered);
     float masked[GROUPS * 2], most = running->x;
 #pragma unroll
@@ -173,8 +185,8 @@ __device__ void take_part(const float (&scores)[GROUPS][4], int half, const atte
     *running = make_float2(most, sum);
 }
 
-/* log Z of chosen candidates (attention_sums). A block: S::rows queries of one head. Every lane keeps a maximum and a sum of its own columns
- * in shared memory, so that nothing is exchanged before the end. */
+/* log Z of chosen candidates (attention_sums). A block: S::rows queries of one head. Every lane keeps a maximum and a
+ * sum of its own columns in shared memory, so that nothing is exchanged before the end. */
 template <class S> __global__ void __launch_bounds__(S::threads) sum_candidates(forward_arguments g) {
     using T = typename S::real;
     using product = warp_product<T>;
@@ -191,50 +203,59 @@ template <class S> __global__ void __launch_bounds__(S::threads) sum_candidates(
     int2 *spans = cutter.take<int2>(p.count * S::rows);
     float2 *running = cutter.take<float2>(p.count * S::tiles * 2 * S::threads); /* [count][row of this lane][thread] */
     load_spans<S>(p, b, first, spans);
-    for (int n = 0; n < p.count * S::tiles * 2; n++) running[n * S::threads + static_cast<int>(threadIdx.x)] = make_float2(-INFINITY, 0.0f);
+    for (int n = 0; n < p.count * S::tiles * 2; n++)
+        running[n * S::threads + static_cast<int>(threadIdx.x)] = make_float2(-INFINITY, 0.0f);
     open_candidates(p, b, h, first, S::rows, g.dead ? CHOOSE_DEAD : CHOOSE_LIVE, candidates[0]);
-    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first, p.length, p.width, p.q.vector);
-    typename product::template left<S::tiles, S::width, S::stride, S::width <= 64> of_q(queries + warp_number() * S::tiles * 16 * S::stride);
-    walk_keys<S, 0>(p, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share), static_cast<const T *>(nullptr), tiles,
-                    [&] { of_q.hold(); },
-                    [&](int key, const T *k, const T *) {
-                        float scores[S::tiles][S::groups][4];
-                        clear_sums(scores);
-                        product::rows_by_rows(scores, of_q, k);
-                        mask_scores<S>(scores, p.rules[0], spans, p.scale_log2, key, true);
-                        const unsigned touching = touching_rows<S>(p, candidates[0], first, key);
-                        for (int m = 0; m < p.count; m++) {
-                            if (!(touching >> m & 1)) continue;
-                            const bool covered = hull_covered(p.rules[m], candidates[0].hulls[m], key, key + S::columns);
+    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first,
+                                                        p.length, p.width, p.q.vector);
+    typename product::template left<S::tiles, S::width, S::stride, S::width <= 64> of_q(
+        queries + warp_number() * S::tiles * 16 * S::stride);
+    walk_keys<S, 0>(
+        p, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share), static_cast<const T *>(nullptr), tiles,
+        [&] { of_q.hold(); },
+        [&](int key, const T *k, const T *) {
+            float scores[S::tiles][S::groups][4];
+            clear_sums(scores);
+            product::rows_by_rows(scores, of_q, k);
+            mask_scores<S>(scores, p.rules[0], spans, p.scale_log2, key, true);
+            const unsigned touching = touching_rows<S>(p, candidates[0], first, key);
+            for (int m = 0; m < p.count; m++) {
+                if (!(touching >> m & 1)) continue;
+                const bool covered = hull_covered(p.rules[m], candidates[0].hulls[m], key, key + S::columns);
 #pragma unroll
-                            for (int tile = 0; tile < S::tiles; tile++)
+                for (int tile = 0; tile < S::tiles; tile++)
 #pragma unroll
-                                for (int half = 0; half < 2; half++)
-                                    take_part(scores[tile], half, p.rules[m], spans[m * S::rows + row_of<S>(tile, half)], key, covered,
-                                              &running[((m * S::tiles + tile) * 2 + half) * S::threads + static_cast<int>(threadIdx.x)]);
-                        }
-                    });
+                    for (int half = 0; half < 2; half++)
+                        take_part(
+                            scores[tile], half, p.rules[m], spans[m * S::rows + row_of<S>(tile, half)], key, covered,
+                            &running[((m * S::tiles + tile) * 2 + half) * S::threads + static_cast<int>(threadIdx.x)]);
+            }
+        });
     for (int m = 0; m < p.count; m++)
         for (int n = 0; n < 2 * S::tiles; n++) {
             const float2 part = running[(m * S::tiles * 2 + n) * S::threads + static_cast<int>(threadIdx.x)];
-            const float most = quad_max(part.x), sum = quad_sum(most == -INFINITY ? part.y : part.y * exp2_quick(part.x - most));
+            const float most = quad_max(part.x),
+                        sum = quad_sum(most == -INFINITY ? part.y : part.y * exp2_quick(part.x - most));
             const int i = first + row_of<S>(n / 2, n % 2);
             if (threadIdx.x % 4 == 0 && i < p.length)
                 g.sums[((b * p.heads + h) * p.count + m) * p.length + i] = natural_log_sum(most, sum);
         }
 }
 
-/* Scores of one row become weights Σ_m c_m M_m 2^{score − z_m}; z [count][rows]. `touching`: set of the candidates to ask. */
+/* Scores of one row become weights Σ_m c_m M_m 2^{score − z_m}; z [count][rows]. `touching`: set of the candidates to
+ * ask. */
 template <class S>
-__device__ void weigh_row(float (&scores)[S::groups][4], int half, int row, const attention_problem &p, const row_candidates &candidates,
-                          const int2 *spans, const float *z, int key, unsigned touching) {
+__device__ void weigh_row(float (&scores)[S::groups][4], int half, int row, const attention_problem &p,
+                          const row_candidates &candidates, const int2 *spans, const float *z, int key,
+                          unsigned touching) {
     float weights[2 * S::groups];
 #pragma unroll
     for (int n = 0; n < 2 * S::groups; n++) weights[n] = 0.0f;
     for (int m = 0; m < p.count; m++) {
         if (!(touching >> m & 1)) continue;
         const int2 span = spans[m * S::rows + row];
-        const unsigned held = held_columns<S::groups>(p.rules[m], span.x, span.y, key, hull_covered(p.rules[m], candidates.hulls[m], key, key + S::columns));
+        const unsigned held = held_columns<S::groups>(
+            p.rules[m], span.x, span.y, key, hull_covered(p.rules[m], candidates.hulls[m], key, key + S::columns));
         const float log_sum = z[m * S::rows + row], c = candidates.coefficients[m];
 #pragma unroll
         for (int n = 0; n < 2 * S::groups; n++)
@@ -265,37 +286,44 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_mixture(
         z[n] = i < p.length ? log2_of_e * p.log_sums[((b * p.heads + h) * p.count + m) * p.length + i] : 0.0f;
     }
     open_candidates(p, b, h, first, S::rows, CHOOSE_LIVE, candidates[0]);
-    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first, p.length, p.width, p.q.vector);
-    typename product::template left<S::tiles, S::width, S::stride, false> of_q(queries + warp_number() * S::tiles * 16 * S::stride);
+    load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<T>(p.q, b, h), p.q.token, first,
+                                                        p.length, p.width, p.q.vector);
+    typename product::template left<S::tiles, S::width, S::stride, false> of_q(queries + warp_number() * S::tiles * 16 *
+                                                                                             S::stride);
     float out[S::tiles][S::width / 8][4];
     clear_sums(out);
-    walk_keys<S, 0>(p, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share), attention_rows<const T>(p.v, b, h / p.share), tiles,
-                    [] {},
-                    [&](int key, const T *k, const T *v) {
-                        float scores[S::tiles][S::groups][4];
-                        clear_sums(scores);
-                        product::rows_by_rows(scores, of_q, k);
-                        mask_scores<S>(scores, p.rules[0], spans, p.scale_log2, key, true);
-                        const unsigned touching = touching_rows<S>(p, candidates[0], first, key);
+    walk_keys<S, 0>(
+        p, candidates[0], first, attention_rows<const T>(p.k, b, h / p.share),
+        attention_rows<const T>(p.v, b, h / p.share), tiles, [] {},
+        [&](int key, const T *k, const T *v) {
+            float scores[S::tiles][S::groups][4];
+            clear_sums(scores);
+            product::rows_by_rows(scores, of_q, k);
+            mask_scores<S>(scores, p.rules[0], spans, p.scale_log2, key, true);
+            const unsigned touching = touching_rows<S>(p, candidates[0], first, key);
 #pragma unroll
-                        for (int tile = 0; tile < S::tiles; tile++)
+            for (int tile = 0; tile < S::tiles; tile++)
 #pragma unroll
-                            for (int half = 0; half < 2; half++)
-                                weigh_row<S>(scores[tile], half, row_of<S>(tile, half), p, candidates[0], spans, z, key, touching);
-                        product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, v);
-                    });
+                for (int half = 0; half < 2; half++)
+                    weigh_row<S>(scores[tile], half, row_of<S>(tile, half), p, candidates[0], spans, z, key, touching);
+            product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, v);
+        });
     float factor[S::tiles][2];
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = 1.0f;
-    store_rows<S::tiles, S::width>(attention_rows<T>(p.o, b, h), p.o.token, first + warp_number() * S::tiles * 16, p.length, 0, p.width, p.o.vector, out, factor);
+    store_rows<S::tiles, S::width>(attention_rows<T>(p.o, b, h), p.o.token, first + warp_number() * S::tiles * 16,
+                                   p.length, 0, p.width, p.o.vector, out, factor);
 }
 
 template <class S> enum status order_rows(const attention_problem &p, int64_t batch, forward_arguments *g, dim3 *grid) {
     const int64_t tiles = divide_up(p.length, S::rows), pairs = batch * p.heads;
     if (tiles * pairs > INT_MAX)
-        return error_set(STATUS_SHAPE, "attention: expected up to %d tiles of queries, found %lld", INT_MAX, static_cast<long long>(tiles * pairs));
+        return error_set(STATUS_SHAPE, "attention: expected up to %d tiles of queries, found %lld", INT_MAX,
+                         static_cast<long long>(tiles * pairs));
     g->p = p;
-    g->order = order_blocks(tiles, pairs, int64_t{2} * p.length * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share, p.causal);
+    g->order = order_blocks(tiles, pairs,
+                            int64_t{2} * p.length * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share,
+                            p.causal);
     *grid = dim3(static_cast<unsigned>(tiles * pairs));
     return STATUS_OK;
 }
@@ -313,7 +341,8 @@ template <class S> enum status run_forward(const struct ops *ops, const attentio
     return device_launch(ops, "attention", attend_mixture<S>, grid, S::threads, tiles + statistics, g);
 }
 
-template <class S> enum status run_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums) {
+template <class S>
+enum status run_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums) {
     forward_arguments g = {};
     dim3 grid;
     TRY(order_rows<S>(p, batch, &g, &grid));
@@ -321,7 +350,8 @@ template <class S> enum status run_sums(const struct ops *ops, const attention_p
     g.dead = dead;
     const size_t tiles = (S::rows + 2 * S::columns) * S::stride * sizeof(typename S::real);
     const size_t running = static_cast<size_t>(p.count) * S::tiles * 2 * S::threads * sizeof(float2);
-    return device_launch(ops, "attention", sum_candidates<S>, grid, S::threads, tiles + spans_size<S>(p.count) + running, g);
+    return device_launch(ops, "attention", sum_candidates<S>, grid, S::threads,
+                         tiles + spans_size<S>(p.count) + running, g);
 }
 
 } // namespace
@@ -329,7 +359,8 @@ template <class S> enum status run_sums(const struct ops *ops, const attention_p
 enum status attention_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(p.width, [&](auto width) {
-            return run_sums<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p, batch, dead, sums);
+            return run_sums<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p, batch, dead,
+                                                                                                   sums);
         });
     });
 }
@@ -342,7 +373,8 @@ enum status cuda_attention(const struct ops *ops, const struct attention *a) {
     TRY(attention_plan(ops, "attention", a, static_cast<char *>(memory), &p));
     return with_real(ops, [&](auto real) {
         return with_padded_width(p.width, [&](auto width) {
-            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p, a->q.shape[0]);
+            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p,
+                                                                                                      a->q.shape[0]);
         });
     });
 }

@@ -1,6 +1,6 @@
-/* Attention's backward pass, by keys: a block owns keys of one key head and walks the queries that see them, of all query heads that read it.
- * Its products are those of the rows' kernels with queries and keys exchanged: weights lie with keys as rows, and so are the left side of
- * dv += Aᵀ·do and dk += dsᵀ·q without leaving their registers. */
+/* Attention's backward pass, by keys: a block owns keys of one key head and walks the queries that see them, of all
+ * query heads that read it. Its products are those of the rows' kernels with queries and keys exchanged: weights lie
+ * with keys as rows, and so are the left side of dv += Aᵀ·do and dk += dsᵀ·q without leaving their registers. */
 #include "kernels/cuda/attention_tile.cuh"
 
 namespace {
@@ -24,7 +24,8 @@ struct keys_arguments {
     block_order order; /* of key tiles, of sequences, key heads and parts */
 };
 
-/* A block's shared memory. queries and d_outs: two stages of [columns][stride], records of [count][columns]; d_scores [rows][outer_stride]. */
+/* A block's shared memory. queries and d_outs: two stages of [columns][stride], records of [count][columns]; d_scores
+ * [rows][outer_stride]. */
 template <class S> struct keys_memory {
     using T = typename S::real;
     T *keys, *values, *queries, *d_outs, *d_scores;
@@ -59,34 +60,39 @@ template <class S>
 __device__ unsigned touching_columns(const attention_problem &p, int b, int h, int count, int query, int key) {
     unsigned touching = 0;
     for (int m = 0; m < count; m++)
-        if (coefficient_of(p, h, m) != 0.0f &&
-            hull_touches(p.rules[m], hull_of(p, b, m, query, S::columns), p.causal, query, query + S::columns, key, key + S::rows))
+        if (coefficient_of(p, h, m) != 0.0f && hull_touches(p.rules[m], hull_of(p, b, m, query, S::columns), p.causal,
+                                                            query, query + S::columns, key, key + S::rows))
             touching |= 1u << m;
     return touching;
 }
 
 /* Queries, do and records of a tile into stage `stage`. */
 template <class S>
-__device__ void load_queries(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int count, int query, int stage) {
+__device__ void load_queries(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int count,
+                             int query, int stage) {
     using T = typename S::real;
     constexpr int size = S::columns * S::stride;
     const attention_problem &p = g.f;
-    load_rows<S::columns, S::width, S::stride, S::threads>(memory.queries + stage * size, attention_rows<const T>(p.q, b, h), p.q.token, query,
-                                                          p.length, p.width, p.q.vector);
-    load_rows<S::columns, S::width, S::stride, S::threads>(memory.d_outs + stage * size, attention_rows<const T>(g.d_o, b, h), g.d_o.token, query,
-                                                          p.length, p.width, g.d_o.vector);
+    load_rows<S::columns, S::width, S::stride, S::threads>(memory.queries + stage * size,
+                                                           attention_rows<const T>(p.q, b, h), p.q.token, query,
+                                                           p.length, p.width, p.q.vector);
+    load_rows<S::columns, S::width, S::stride, S::threads>(memory.d_outs + stage * size,
+                                                           attention_rows<const T>(g.d_o, b, h), g.d_o.token, query,
+                                                           p.length, p.width, g.d_o.vector);
     const attention_record *from = g.records + (static_cast<int64_t>(b) * p.heads + h) * p.count * p.length;
     for (int n = static_cast<int>(threadIdx.x); n < count * S::columns; n += S::threads) {
         const int m = n / S::columns, i = query + n % S::columns;
         const bool valid = i < p.length; /* else zeros: weights of a do that is 0 */
-        copy_async(memory.records + stage * count * S::columns + n, valid ? from + static_cast<int64_t>(m) * p.length + i : from, valid);
+        copy_async(memory.records + stage * count * S::columns + n,
+                   valid ? from + static_cast<int64_t>(m) * p.length + i : from, valid);
     }
 }
 
 /* Scores and do·v of one column (element odd of group n: one query) become A and ds. */
 template <class S, int COUNT>
-__device__ void weigh_column(float (&scores)[S::tiles][S::groups][4], float (&d_weights)[S::tiles][S::groups][4], int n, int odd,
-                             const attention_problem &p, int h, const attention_record *records, int key, unsigned touching, unsigned covered) {
+__device__ void weigh_column(float (&scores)[S::tiles][S::groups][4], float (&d_weights)[S::tiles][S::groups][4], int n,
+                             int odd, const attention_problem &p, int h, const attention_record *records, int key,
+                             unsigned touching, unsigned covered) {
     const int count = COUNT ? COUNT : p.count;
     float weight[2 * S::tiles], d_score[2 * S::tiles];
 #pragma unroll
@@ -122,8 +128,8 @@ __device__ void weigh_column(float (&scores)[S::tiles][S::groups][4], float (&d_
 
 /* dq_sums += ds · k of this block's keys and columns: d_scores is written and read by the whole block. */
 template <class S>
-__device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory, const float (&d_scores)[S::tiles][S::groups][4], int b, int h,
-                       int query, int part) {
+__device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory,
+                       const float (&d_scores)[S::tiles][S::groups][4], int b, int h, int query, int part) {
     using T = typename S::real;
     const attention_problem &p = g.f;
 #pragma unroll
@@ -139,8 +145,10 @@ __device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory
     __syncthreads();
     float sums[1][S::share / 8][4];
     clear_sums(sums);
-    const int run = warp_number() % S::query_tiles * 16, first = warp_number() / S::query_tiles * S::share + part * S::out;
-    warp_product<T>::template columns_by_rows<S::rows, S::share, S::outer_stride, S::stride>(sums, memory.d_scores + run, memory.keys + first);
+    const int run = warp_number() % S::query_tiles * 16,
+              first = warp_number() / S::query_tiles * S::share + part * S::out;
+    warp_product<T>::template columns_by_rows<S::rows, S::share, S::outer_stride, S::stride>(
+        sums, memory.d_scores + run, memory.keys + first);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const int i = query + run + 8 * half + lane_row();
@@ -158,27 +166,35 @@ __device__ void add_dq(const attention_gradient &g, const keys_memory<S> &memory
 
 /* One tile of queries: dk, dv += its part. dk lacks the scale. */
 template <class S, int COUNT>
-__device__ void add_tile(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int query, int key, int part, int stage,
-                         float (&dk)[S::tiles][S::out / 8][4], float (&dv)[S::tiles][S::out / 8][4]) {
+__device__ void add_tile(const attention_gradient &g, const keys_memory<S> &memory, int b, int h, int query, int key,
+                         int part, int stage, float (&dk)[S::tiles][S::out / 8][4],
+                         float (&dv)[S::tiles][S::out / 8][4]) {
     using T = typename S::real;
     using product = warp_product<T>;
     const attention_problem &p = g.f;
     const int count = COUNT ? COUNT : p.count, own = warp_number() * S::tiles * 16 * S::stride;
-    const T *queries = memory.queries + stage * S::columns * S::stride, *d_outs = memory.d_outs + stage * S::columns * S::stride;
+    const T *queries = memory.queries + stage * S::columns * S::stride,
+            *d_outs = memory.d_outs + stage * S::columns * S::stride;
     float scores[S::tiles][S::groups][4], d_weights[S::tiles][S::groups][4];
     clear_sums(scores);
-    product::rows_by_rows(scores, typename product::template left<S::tiles, S::width, S::stride, false>(memory.keys + own), queries);
+    product::rows_by_rows(
+        scores, typename product::template left<S::tiles, S::width, S::stride, false>(memory.keys + own), queries);
     clear_sums(d_weights);
-    product::rows_by_rows(d_weights, typename product::template left<S::tiles, S::width, S::stride, false>(memory.values + own), d_outs);
-    const unsigned touching = COUNT == 1 ? 1u : touching_columns<S>(p, b, h, count, query, key); /* one: the walk has asked */
+    product::rows_by_rows(
+        d_weights, typename product::template left<S::tiles, S::width, S::stride, false>(memory.values + own), d_outs);
+    const unsigned touching =
+        COUNT == 1 ? 1u : touching_columns<S>(p, b, h, count, query, key); /* one: the walk has asked */
     unsigned covered = 0;
     for (int m = 0; m < count; m++)
-        covered |= static_cast<unsigned>(hull_covered(p.rules[m], hull_of(p, b, m, query, S::columns), key, key + S::rows)) << m;
+        covered |=
+            static_cast<unsigned>(hull_covered(p.rules[m], hull_of(p, b, m, query, S::columns), key, key + S::rows))
+            << m;
 #pragma unroll
     for (int n = 0; n < S::groups; n++)
 #pragma unroll
         for (int odd = 0; odd < 2; odd++)
-            weigh_column<S, COUNT>(scores, d_weights, n, odd, p, h, memory.records + stage * count * S::columns, key, touching, covered);
+            weigh_column<S, COUNT>(scores, d_weights, n, odd, p, h, memory.records + stage * count * S::columns, key,
+                                   touching, covered);
     product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dv, scores, d_outs + part * S::out);
     product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dk, d_weights, queries + part * S::out);
     if (g.dq_sums) add_dq(g, memory, d_weights, b, h, query, part);
@@ -191,13 +207,14 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const attention_problem &p = g.f;
     const block_place place = place_block(arguments.order);
     const int groups = p.heads / p.share, part = static_cast<int>(place.pair % S::parts);
-    const int group = static_cast<int>(place.pair / S::parts % groups), b = static_cast<int>(place.pair / S::parts / groups);
+    const int group = static_cast<int>(place.pair / S::parts % groups),
+              b = static_cast<int>(place.pair / S::parts / groups);
     const int key = place.tile * S::rows, count = COUNT ? COUNT : p.count;
     const keys_memory<S> memory(shared_memory(), count);
-    load_rows<S::rows, S::width, S::stride, S::threads>(memory.keys, attention_rows<const T>(p.k, b, group), p.k.token, key, p.length, p.width,
-                                                       p.k.vector);
-    load_rows<S::rows, S::width, S::stride, S::threads>(memory.values, attention_rows<const T>(p.v, b, group), p.v.token, key, p.length, p.width,
-                                                       p.v.vector);
+    load_rows<S::rows, S::width, S::stride, S::threads>(memory.keys, attention_rows<const T>(p.k, b, group), p.k.token,
+                                                        key, p.length, p.width, p.k.vector);
+    load_rows<S::rows, S::width, S::stride, S::threads>(memory.values, attention_rows<const T>(p.v, b, group),
+                                                        p.v.token, key, p.length, p.width, p.v.vector);
     float dk[S::tiles][S::out / 8][4], dv[S::tiles][S::out / 8][4];
     clear_sums(dk);
     clear_sums(dv);
@@ -205,7 +222,8 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     tile_walk walk = walk_queries<S>(p, h, count, key);
     const auto next = [&] {
         for (;;) {
-            const int tile = walk_next(walk, [&](int t) { return touching_columns<S>(p, b, h, count, t * S::columns, key) != 0; });
+            const int tile =
+                walk_next(walk, [&](int t) { return touching_columns<S>(p, b, h, count, t * S::columns, key) != 0; });
             if (tile >= 0 || h + 1 == (group + 1) * p.share) return tile;
             walk = walk_queries<S>(p, ++h, count, key);
         }
@@ -230,10 +248,12 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const int first = key + warp_number() * S::tiles * 16;
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = p.scale;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.length, part * S::out, p.width, g.dk.vector, dk, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.length, part * S::out, p.width,
+                                 g.dk.vector, dk, factor);
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = 1.0f;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.length, part * S::out, p.width, g.dv.vector, dv, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.length, part * S::out, p.width,
+                                 g.dv.vector, dv, factor);
 }
 
 template <class S> enum status run_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
@@ -244,11 +264,14 @@ template <class S> enum status run_keys(const struct ops *ops, const attention_g
                          static_cast<long long>(tiles * pairs));
     keys_arguments arguments = {};
     arguments.g = g;
-    arguments.order = order_blocks(tiles, pairs, int64_t{2} * p.length * p.width * p.share * static_cast<int64_t>(sizeof(typename S::real)), false);
+    arguments.order =
+        order_blocks(tiles, pairs,
+                     int64_t{2} * p.length * p.width * p.share * static_cast<int64_t>(sizeof(typename S::real)), false);
     const dim3 grid(static_cast<unsigned>(tiles * pairs));
     const size_t shared = keys_memory<S>::bytes(p.count, g.dq_sums != nullptr);
     if constexpr (std::is_same_v<typename S::real, bf16>) /* fp32 is not there for speed */
-        if (p.count == 1) return device_launch(ops, "attention_backward", gather_keys<S, 1>, grid, S::threads, shared, arguments);
+        if (p.count == 1)
+            return device_launch(ops, "attention_backward", gather_keys<S, 1>, grid, S::threads, shared, arguments);
     return device_launch(ops, "attention_backward", gather_keys<S, 0>, grid, S::threads, shared, arguments);
 }
 

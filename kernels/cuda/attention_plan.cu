@@ -1,5 +1,5 @@
-/* Attention: what the host knows of a problem, and the kernel that turns candidates and documents into spans of keys. Knows no number of
- * q, k or v. */
+/* Attention: what the host knows of a problem, and the kernel that turns candidates and documents into spans of keys.
+ * Knows no number of q, k or v. */
 #include "kernels/cuda/attention.cuh"
 
 namespace {
@@ -8,8 +8,8 @@ constexpr int plan_threads = 128;
 
 struct plan_arguments {
     attention_rule rules[CANDIDATES_MAX];
-    const int32_t *start; /* [B,T] */
-    int2 *spans;          /* [B,count,T] */
+    const int32_t *start;  /* [B,T] */
+    int2 *spans;           /* [B,count,T] */
     attention_hull *hulls; /* [B,count,hull_count] */
     int64_t batch;
     int length, hull_count, count;
@@ -57,8 +57,8 @@ __device__ int warp_least(int x) {
     return x;
 }
 
-/* A warp takes a run of hull_rows queries of one sequence. A start that is no token up to i counts as the nearest one: the host does not
- * read it, and no span leaves the tensors. */
+/* A warp takes a run of hull_rows queries of one sequence. A start that is no token up to i counts as the nearest one:
+ * the host does not read it, and no span leaves the tensors. */
 __global__ void __launch_bounds__(plan_threads) plan_spans(plan_arguments p) {
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int64_t run = static_cast<int64_t>(blockIdx.x) * (plan_threads / 32) + threadIdx.x / 32;
@@ -123,7 +123,8 @@ int64_t hull_count_of(const struct attention *a) {
 } // namespace
 
 attention_view attention_view_of(struct tensor t) {
-    const int64_t size = static_cast<int64_t>(dtype_size(t.dtype)), bits = t.stride[0] | t.stride[1] | t.stride[2] | t.shape[3];
+    const int64_t size = static_cast<int64_t>(dtype_size(t.dtype)),
+                  bits = t.stride[0] | t.stride[1] | t.stride[2] | t.shape[3];
     return attention_view{t.data, t.stride[0], t.stride[1], t.stride[2],
                           bits * size % 16 == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0};
 }
@@ -133,12 +134,15 @@ size_t attention_plan_bytes(const struct attention *a) {
     return spans_bytes(a) + (hulls + 255) / 256 * 256;
 }
 
-enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory, attention_problem *p) {
+enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory,
+                           attention_problem *p) {
     const int64_t length = a->q.shape[1], width = a->q.shape[3];
     if (width > 256)
-        return error_set(STATUS_SHAPE, "%s: q: expected a head width up to 256, found %lld", operation, static_cast<long long>(width));
+        return error_set(STATUS_SHAPE, "%s: q: expected a head width up to 256, found %lld", operation,
+                         static_cast<long long>(width));
     if (length > INT_MAX / 2)
-        return error_set(STATUS_SHAPE, "%s: q: expected up to %d tokens, found %lld", operation, INT_MAX / 2, static_cast<long long>(length));
+        return error_set(STATUS_SHAPE, "%s: q: expected up to %d tokens, found %lld", operation, INT_MAX / 2,
+                         static_cast<long long>(length));
     plan_arguments plan = {};
     plan.start = data_of<const int32_t>(a->start);
     plan.spans = reinterpret_cast<int2 *>(memory);
@@ -168,5 +172,6 @@ enum status attention_plan(const struct ops *ops, const char *operation, const s
     p->causal = a->causal;
     p->scale = static_cast<float>(a->scale);
     p->scale_log2 = static_cast<float>(a->scale * 1.44269504088896340736);
-    return device_launch(ops, operation, plan_spans, grid_over(plan.batch * plan.hull_count, plan_threads / 32), plan_threads, 0, plan);
+    return device_launch(ops, operation, plan_spans, grid_over(plan.batch * plan.hull_count, plan_threads / 32),
+                         plan_threads, 0, plan);
 }

@@ -1,4 +1,5 @@
-/* Attention: a block that owns queries and walks the keys that they see. Which keys those are is decided here, what is done with them not. */
+/* Attention: a block that owns queries and walks the keys that they see. Which keys those are is decided here, what is
+ * done with them not. */
 #ifndef SQUINT_KERNELS_CUDA_ATTENTION_ROWS_CUH
 #define SQUINT_KERNELS_CUDA_ATTENTION_ROWS_CUH
 
@@ -6,7 +7,8 @@
 
 enum candidate_choice { CHOOSE_LIVE, CHOOSE_DEAD, CHOOSE_ALL };
 
-/* A head's candidates before the queries of one block; in shared memory. Those that are not chosen have no hull, and so touch no tile. */
+/* A head's candidates before the queries of one block; in shared memory. Those that are not chosen have no hull, and so
+ * touch no tile. */
 struct row_candidates {
     float coefficients[CANDIDATES_MAX];
     attention_hull hulls[CANDIDATES_MAX];
@@ -24,8 +26,8 @@ __device__ inline int count_live(const attention_problem &p, int64_t h, int *las
 }
 
 /* By all threads; ends with a barrier. */
-__device__ inline void open_candidates(const attention_problem &p, int64_t b, int64_t h, int first, int rows, candidate_choice choice,
-                                       row_candidates &candidates) {
+__device__ inline void open_candidates(const attention_problem &p, int64_t b, int64_t h, int first, int rows,
+                                       candidate_choice choice, row_candidates &candidates) {
     const int m = static_cast<int>(threadIdx.x);
     if (m < p.count) {
         const float c = coefficient_of(p, h, m);
@@ -36,16 +38,18 @@ __device__ inline void open_candidates(const attention_problem &p, int64_t b, in
     __syncthreads();
 }
 
-__device__ inline bool row_touches(const attention_problem &p, const row_candidates &candidates, int m, int first, int rows, int key, int keys) {
+__device__ inline bool row_touches(const attention_problem &p, const row_candidates &candidates, int m, int first,
+                                   int rows, int key, int keys) {
     return hull_touches(p.rules[m], candidates.hulls[m], p.causal, first, first + rows, key, key + keys);
 }
 
-/* body(first key, its tile of k, its tile of v) for every tile of S::columns keys that some candidate touches, ascending. k, v: the head's
- * rows; v may be NULL. tiles: 2 · columns · stride elements of shared memory for each of them. ready() is called once, when what the caller
- * has loaded before (load_rows) has arrived. */
+/* body(first key, its tile of k, its tile of v) for every tile of S::columns keys that some candidate touches,
+ * ascending. k, v: the head's rows; v may be NULL. tiles: 2 · columns · stride elements of shared memory for each of
+ * them. ready() is called once, when what the caller has loaded before (load_rows) has arrived. */
 template <class S, int COUNT, class Ready, class Body>
-__device__ inline void walk_keys(const attention_problem &p, const row_candidates &candidates, int first, const typename S::real *k,
-                                 const typename S::real *v, typename S::real *tiles, Ready ready, Body body) {
+__device__ inline void walk_keys(const attention_problem &p, const row_candidates &candidates, int first,
+                                 const typename S::real *k, const typename S::real *v, typename S::real *tiles,
+                                 Ready ready, Body body) {
     using T = typename S::real;
     constexpr int size = S::columns * S::stride;
     const int count = COUNT ? COUNT : p.count;
@@ -56,8 +60,11 @@ __device__ inline void walk_keys(const attention_problem &p, const row_candidate
     };
     const auto load = [&](int tile, int stage) {
         T *at = tiles + stage * (v ? 2 : 1) * size;
-        load_rows<S::columns, S::width, S::stride, S::threads>(at, k, p.k.token, tile * S::columns, p.length, p.width, p.k.vector);
-        if (v) load_rows<S::columns, S::width, S::stride, S::threads>(at + size, v, p.v.token, tile * S::columns, p.length, p.width, p.v.vector);
+        load_rows<S::columns, S::width, S::stride, S::threads>(at, k, p.k.token, tile * S::columns, p.length, p.width,
+                                                               p.k.vector);
+        if (v)
+            load_rows<S::columns, S::width, S::stride, S::threads>(at + size, v, p.v.token, tile * S::columns, p.length,
+                                                                   p.width, p.v.vector);
     };
     int least = INT_MAX, most = 0;
     for (int m = 0; m < count; m++) {
@@ -90,8 +97,10 @@ template <class S> __device__ inline int row_of(int tile, int half) {
     return warp_number() * S::tiles * 16 + tile * 16 + 8 * half + lane_row();
 }
 
-/* Which of a lane's elements of a row, of a tile that begins at `key`, the candidate holds: bit n for element n%2 of group n/2. */
-template <int GROUPS> __device__ inline unsigned held_columns(const attention_rule &rule, int lo, int count, int key, bool covered) {
+/* Which of a lane's elements of a row, of a tile that begins at `key`, the candidate holds: bit n for element n%2 of
+ * group n/2. */
+template <int GROUPS>
+__device__ inline unsigned held_columns(const attention_rule &rule, int lo, int count, int key, bool covered) {
     if (covered) return ~0u;
     unsigned held = 0;
 #pragma unroll
@@ -101,7 +110,9 @@ template <int GROUPS> __device__ inline unsigned held_columns(const attention_ru
 }
 
 /* The set of candidates that touch a tile. */
-template <class S> __device__ inline unsigned touching_rows(const attention_problem &p, const row_candidates &candidates, int first, int key) {
+template <class S>
+__device__ inline unsigned touching_rows(const attention_problem &p, const row_candidates &candidates, int first,
+                                         int key) {
     unsigned touching = 0;
     for (int m = 0; m < p.count; m++)
         touching |= static_cast<unsigned>(row_touches(p, candidates, m, first, S::rows, key, S::columns)) << m;

@@ -1,14 +1,16 @@
 /* Attention: tiles in shared memory, and the products of tiles that a warp makes. Knows no candidate.
  *
  * A warp's sums lie in its lanes as mma.sync leaves them, for float as for bf16: of 16 x 8 elements lane l holds
- * (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1), g = l/4, t = l%4. Sums of bf16 become the left side of the next product in registers. */
+ * (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1), g = l/4, t = l%4. Sums of bf16 become the left side of the next product
+ * in registers. */
 #ifndef SQUINT_KERNELS_CUDA_ATTENTION_TILE_CUH
 #define SQUINT_KERNELS_CUDA_ATTENTION_TILE_CUH
 
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/mma.cuh"
 
-/* A block's work: WARPS warps with TILES · 16 rows each, against COLUMNS columns at a time; heads of width D (padded). */
+/* A block's work: WARPS warps with TILES · 16 rows each, against COLUMNS columns at a time; heads of width D (padded).
+ */
 template <class T, int D, int WARPS, int TILES, int COLUMNS> struct tile_shape {
     using real = T;
     static constexpr int width = D, warps = WARPS, threads = 32 * WARPS, tiles = TILES, rows = WARPS * TILES * 16;
@@ -18,9 +20,15 @@ template <class T, int D, int WARPS, int TILES, int COLUMNS> struct tile_shape {
 };
 
 /* Place of this lane's element: row g + 8·half of a 16-row tile, column 8·group + 2t + odd. */
-__device__ inline int lane_row() { return static_cast<int>(threadIdx.x % 32 / 4); }
-__device__ inline int lane_column() { return static_cast<int>(threadIdx.x % 4 * 2); }
-__device__ inline int warp_number() { return static_cast<int>(threadIdx.x / 32); }
+__device__ inline int lane_row() {
+    return static_cast<int>(threadIdx.x % 32 / 4);
+}
+__device__ inline int lane_column() {
+    return static_cast<int>(threadIdx.x % 4 * 2);
+}
+__device__ inline int warp_number() {
+    return static_cast<int>(threadIdx.x / 32);
+}
 
 /* Over the four lanes that hold a row. */
 __device__ inline float quad_sum(float x) {
@@ -32,8 +40,9 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(whole_warp, x, 2));
 }
 
-/* tile [ROWS][STRIDE] = rows first … first + ROWS − 1 of `from` (rows are `step` elements apart), zeros after row length − 1 and after
- * column width − 1. By all of THREADS; complete once copy_async_wait has waited for the group and a barrier has passed. */
+/* tile [ROWS][STRIDE] = rows first … first + ROWS − 1 of `from` (rows are `step` elements apart), zeros after row
+ * length − 1 and after column width − 1. By all of THREADS; complete once copy_async_wait has waited for the group and
+ * a barrier has passed. */
 template <int ROWS, int D, int STRIDE, int THREADS, class T>
 __device__ inline void load_rows(T *tile, const T *from, int64_t step, int first, int length, int width, bool vector) {
     constexpr int each = pack_width<T>, packs = D / each;
@@ -53,8 +62,8 @@ __device__ inline void load_rows(T *tile, const T *from, int64_t step, int first
     }
 }
 
-/* Rows of the warp's sums, times factor[tile][half], to rows first … of `to`; `first` is that of the warp; the sums' columns are first_column …
- * of the head. */
+/* Rows of the warp's sums, times factor[tile][half], to rows first … of `to`; `first` is that of the warp; the sums'
+ * columns are first_column … of the head. */
 template <int TILES, int OUT, class T>
 __device__ inline void store_rows(T *to, int64_t step, int first, int length, int first_column, int width, bool vector,
                                   const float (&sums)[TILES][OUT / 8][4], const float (&factor)[TILES][2]) {
@@ -68,7 +77,8 @@ __device__ inline void store_rows(T *to, int64_t step, int first, int length, in
 #pragma unroll
             for (int n = 0; n < OUT / 8; n++) {
                 const int column = n * 8 + lane_column();
-                const float pair[2] = {factor[tile][half] * sums[tile][n][2 * half], factor[tile][half] * sums[tile][n][2 * half + 1]};
+                const float pair[2] = {factor[tile][half] * sums[tile][n][2 * half],
+                                       factor[tile][half] * sums[tile][n][2 * half + 1]};
                 if (vector && first_column + column < width) {
                     store_pack<2>(at + column, pair);
                 } else {
@@ -81,8 +91,8 @@ __device__ inline void store_rows(T *to, int64_t step, int first, int length, in
 
 /* Products of a warp; T's own. All tiles lie in shared memory, rows `stride` elements apart.
  *   rows_by_rows      sums [16·TILES x 8·GROUPS] += a [16·TILES x D] · b [8·GROUPS x D]ᵀ
- *   weights_by_rows   sums [16·TILES x OUT] += weights [16·TILES x 8·GROUPS], the sums of a product, · b [8·GROUPS x OUT]
- *   columns_by_rows   sums [16 x OUT] += a [DEPTH x 16]ᵀ · b [DEPTH x OUT] */
+ *   weights_by_rows   sums [16·TILES x OUT] += weights [16·TILES x 8·GROUPS], the sums of a product, · b [8·GROUPS x
+ * OUT] columns_by_rows   sums [16 x OUT] += a [DEPTH x 16]ᵀ · b [DEPTH x OUT] */
 template <class T> struct warp_product;
 
 template <> struct warp_product<bf16> {
@@ -98,7 +108,8 @@ template <> struct warp_product<bf16> {
 #pragma unroll
                 for (int k = 0; k < D / 16; k++)
 #pragma unroll
-                    for (int tile = 0; tile < TILES; tile++) load_matrices(held[k][tile], at + tile * 16 * STRIDE + k * 16);
+                    for (int tile = 0; tile < TILES; tile++)
+                        load_matrices(held[k][tile], at + tile * 16 * STRIDE + k * 16);
             }
         }
         __device__ void get(uint32_t (&fragment)[TILES][4], int k) const {
@@ -115,7 +126,8 @@ template <> struct warp_product<bf16> {
     };
 
     template <int TILES, int GROUPS, int D, int STRIDE, bool HELD>
-    static __device__ void rows_by_rows(float (&sums)[TILES][GROUPS][4], const left<TILES, D, STRIDE, HELD> &a, const bf16 *b) {
+    static __device__ void rows_by_rows(float (&sums)[TILES][GROUPS][4], const left<TILES, D, STRIDE, HELD> &a,
+                                        const bf16 *b) {
         const unsigned lane = threadIdx.x % 32;
         const bf16 *rows = b + (lane / 16 * 8 + lane % 8) * STRIDE + lane / 8 % 2 * 8;
 #pragma unroll
@@ -143,7 +155,8 @@ template <> struct warp_product<bf16> {
     }
 
     template <int TILES, int GROUPS, int OUT, int STRIDE>
-    static __device__ void weights_by_rows(float (&sums)[TILES][OUT / 8][4], const float (&weights)[TILES][GROUPS][4], const bf16 *b) {
+    static __device__ void weights_by_rows(float (&sums)[TILES][OUT / 8][4], const float (&weights)[TILES][GROUPS][4],
+                                           const bf16 *b) {
         const unsigned lane = threadIdx.x % 32;
         const bf16 *rows = b + lane % 16 * STRIDE + lane / 16 * 8;
 #pragma unroll
@@ -153,7 +166,8 @@ template <> struct warp_product<bf16> {
             for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
                 for (int n = 0; n < 4; n++)
-                    of_weights[tile][n] = pair_of(weights[tile][2 * k + n / 2][n % 2 * 2], weights[tile][2 * k + n / 2][n % 2 * 2 + 1]);
+                    of_weights[tile][n] =
+                        pair_of(weights[tile][2 * k + n / 2][n % 2 * 2], weights[tile][2 * k + n / 2][n % 2 * 2 + 1]);
 #pragma unroll
             for (int n = 0; n < OUT / 16; n++) {
                 uint32_t of_b[4];
@@ -196,7 +210,8 @@ template <> struct warp_product<float> {
     };
 
     template <int TILES, int GROUPS, int D, int STRIDE, bool HELD>
-    static __device__ void rows_by_rows(float (&sums)[TILES][GROUPS][4], const left<TILES, D, STRIDE, HELD> &a, const float *b) {
+    static __device__ void rows_by_rows(float (&sums)[TILES][GROUPS][4], const left<TILES, D, STRIDE, HELD> &a,
+                                        const float *b) {
         const float *rows = b + lane_column() * STRIDE;
 #pragma unroll 1
         for (int k = 0; k < D; k++) {
@@ -218,7 +233,8 @@ template <> struct warp_product<float> {
     }
 
     template <int TILES, int GROUPS, int OUT, int STRIDE>
-    static __device__ void weights_by_rows(float (&sums)[TILES][OUT / 8][4], const float (&weights)[TILES][GROUPS][4], const float *b) {
+    static __device__ void weights_by_rows(float (&sums)[TILES][OUT / 8][4], const float (&weights)[TILES][GROUPS][4],
+                                           const float *b) {
         const float *rows = b + lane_column();
 #pragma unroll
         for (int k = 0; k < GROUPS; k++)
@@ -246,7 +262,8 @@ template <> struct warp_product<float> {
 
   private:
     template <int TILES, int OUT>
-    static __device__ void add_products(float (&sums)[TILES][OUT / 8][4], const float (&left)[TILES][2], const float *row) {
+    static __device__ void add_products(float (&sums)[TILES][OUT / 8][4], const float (&left)[TILES][2],
+                                        const float *row) {
 #pragma unroll
         for (int n = 0; n < OUT / 8; n++)
 #pragma unroll

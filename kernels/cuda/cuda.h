@@ -18,7 +18,8 @@ enum status cuda_synchronise(const struct ops *ops);
 enum status cuda_upload(const struct ops *ops, struct tensor to, const void *host);
 enum status cuda_download(const struct ops *ops, struct tensor from, void *host);
 size_t cuda_scratch_bytes(const struct ops *ops);
-enum status cuda_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user);
+enum status cuda_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user),
+                        void *user);
 void cuda_forget(const struct ops *ops, struct recording **recording);
 void cuda_memory(const struct ops *ops, struct device_memory *memory);
 
@@ -46,8 +47,8 @@ enum status cuda_log_softmax(const struct ops *ops, struct tensor x, struct tens
 enum status cuda_sum(const struct ops *ops, struct tensor x, struct tensor out);
 enum status cuda_sum_squares(const struct ops *ops, struct tensor x, struct tensor out);
 enum status cuda_sum_squared_difference(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out);
-enum status cuda_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
-                                   struct tensor out);
+enum status cuda_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                   int64_t count, struct tensor out);
 enum status cuda_adamw(const struct ops *ops, const struct adamw *a);
 
 #endif

@@ -26,6 +26,10 @@ static enum status find_device(int *number) {
         return STATUS_OK;
     }
     cudaGetLastError();
+    int driver = 0;
+    if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+        return error_set(STATUS_NOT_FOUND, "cuda: no GPU is usable here (NVIDIA's driver is not installed)");
+    }
     return error_set(STATUS_NOT_FOUND, "cuda: no GPU is usable here (%s)",
                      error == cudaSuccess ? "none is there" : cudaGetErrorString(error));
 }
@@ -69,8 +73,9 @@ enum status cuda_device_open(const struct ops_options *options, struct device **
     device->number = number;
     device->deterministic = options && options->deterministic;
     device->allocations = new (std::nothrow) allocations();
-    const enum status status =
-        device->allocations ? open_on(device) : error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
+    const enum status status = device->allocations
+                                   ? open_on(device)
+                                   : error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
     if (status != STATUS_OK) {
         close_device(device);
         device = NULL;
@@ -129,7 +134,8 @@ enum status device_scratch(const struct ops *ops, size_t bytes, void **block) {
     struct device *device = ops->device;
     if (bytes > device->scratch_capacity) {
         if (device->capturing) {
-            return error_set(STATUS_FAILED, "cuda: work that is recorded needs more scratch memory than when it ran before");
+            return error_set(STATUS_FAILED,
+                             "cuda: work that is recorded needs more scratch memory than when it ran before");
         }
         TRY(cuda_synchronise(ops)); /* who used the old one is done */
         cuda_release(ops, device->scratch);

@@ -19,9 +19,9 @@ struct device {
     bool deterministic;  /* no atomics whose order changes a bit */
     cudaStream_t stream; /* everything runs on it, in order */
     char description[384];
-    struct allocations *allocations; /* sizes of what is allocated */
+    struct allocations *allocations;  /* sizes of what is allocated */
     size_t allocated, allocated_peak; /* bytes */
-    void *scratch; /* grows, never shrinks; see device_scratch */
+    void *scratch;                    /* grows, never shrinks; see device_scratch */
     size_t scratch_capacity;
     struct staging *staging; /* pinned host memory that uploads and downloads pass through (transfer.cu) */
     bool capturing;          /* the stream is being recorded: scratch memory stays where it is */

@@ -1,11 +1,12 @@
-/* Many parts of one block of parameters in few launches: a block of threads has one piece of one part; the parts travel as an argument. */
+/* Many parts of one block of parameters in few launches: a block of threads has one piece of one part; the parts travel
+ * as an argument. */
 #ifndef SQUINT_KERNELS_CUDA_PARTS_CUH
 #define SQUINT_KERNELS_CUDA_PARTS_CUH
 
 #include "kernels/cuda/device.cuh"
 
-constexpr int parts_held = 64;            /* of one launch */
-constexpr int64_t part_piece = 8192;      /* elements of a block's piece */
+constexpr int parts_held = 64;       /* of one launch */
+constexpr int64_t part_piece = 8192; /* elements of a block's piece */
 
 struct part_list {
     int64_t first[parts_held], count[parts_held];
@@ -14,7 +15,8 @@ struct part_list {
     int parts;
 };
 
-/* Which part this block works on, and its piece there: elements *first … *first + result − 1 of the whole block of parameters. */
+/* Which part this block works on, and its piece there: elements *first … *first + result − 1 of the whole block of
+ * parameters. */
 __device__ inline int64_t find_piece(const part_list &list, int64_t block, int *part, int64_t *first) {
     int low = 0, high = list.parts; /* blocks[low] <= block < blocks[high] */
     while (high - low > 1) {

@@ -1,5 +1,5 @@
-/* Sums in double precision and in an order that only the shapes decide: a warp a piece of a row, a partial sum a block, then one block
- * over the partial sums. */
+/* Sums in double precision and in an order that only the shapes decide: a warp a piece of a row, a partial sum a block,
+ * then one block over the partial sums. */
 #include "kernels/cuda/parts.cuh"
 #include "kernels/cuda/rows.cuh"
 
@@ -13,7 +13,8 @@ enum reduction { REDUCE_SUM, REDUCE_SQUARES, REDUCE_DIFFERENCE };
 
 /* Where rows of `width` elements lie; a contiguous tensor is one row. */
 struct row_places {
-    int64_t shape[TENSOR_MAX_RANK - 1], stride[TENSOR_MAX_RANK - 1]; /* of the dimensions before the last, the last of them first */
+    int64_t shape[TENSOR_MAX_RANK - 1],
+        stride[TENSOR_MAX_RANK - 1]; /* of the dimensions before the last, the last of them first */
 };
 __device__ inline int64_t row_offset(const row_places &places, int64_t row) {
     int64_t offset = 0;
@@ -115,10 +116,12 @@ enum status reduce(const struct ops *ops, struct tensor x, struct tensor y, stru
                          data_of<double>(out));
 }
 
-/* ---- squares of many parts ---------------------------------------------------------------------------------------- */
+/* ---- squares of many parts ----------------------------------------------------------------------------------------
+ */
 
 /* partial[block] = Σ x² over the block's piece. */
-template <class T> __global__ void __launch_bounds__(threads) part_squares_kernel(const T *x, part_list list, double *partial) {
+template <class T>
+__global__ void __launch_bounds__(threads) part_squares_kernel(const T *x, part_list list, double *partial) {
     int part;
     int64_t first;
     const int64_t count = find_piece(list, blockIdx.x, &part, &first);
@@ -134,7 +137,8 @@ template <class T> __global__ void __launch_bounds__(threads) part_squares_kerne
         }
         done = count / W * W;
     }
-    for (int64_t i = done + threadIdx.x; i < count; i += threads) sum += term<REDUCE_SQUARES>(to_float(x[first + i]), 0);
+    for (int64_t i = done + threadIdx.x; i < count; i += threads)
+        sum += term<REDUCE_SQUARES>(to_float(x[first + i]), 0);
     sum = block_sum<threads>(sum);
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
@@ -142,27 +146,30 @@ template <class T> __global__ void __launch_bounds__(threads) part_squares_kerne
 /* out [parts] = the sums of each part's pieces. A block a part. */
 __global__ void __launch_bounds__(threads) part_totals_kernel(const double *partial, part_list list, double *out) {
     double sum = 0;
-    for (int64_t i = list.blocks[blockIdx.x] + threadIdx.x; i < list.blocks[blockIdx.x + 1]; i += threads) sum += partial[i];
+    for (int64_t i = list.blocks[blockIdx.x] + threadIdx.x; i < list.blocks[blockIdx.x + 1]; i += threads)
+        sum += partial[i];
     sum = block_sum<threads>(sum);
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
 template <class T>
-enum status squares_of_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count, struct tensor out) {
+enum status squares_of_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
+                             struct tensor out) {
     int64_t most = 0;
     for (int64_t p = 0; p < count; p++) most += divide_up(parts[p].count, part_piece);
     void *block = nullptr;
     TRY(device_scratch(ops, static_cast<size_t>(most) * sizeof(double), &block));
     double *partial = static_cast<double *>(block);
     return for_parts(parts, count, [&](const part_list &list, int64_t from) {
-        TRY(device_launch(ops, "squares of parts", part_squares_kernel<T>, grid_over(list.blocks[list.parts], 1), threads, 0,
-                          data_of<const T>(x), list, partial));
-        return device_launch(ops, "sums of parts", part_totals_kernel, grid_over(list.parts, 1), threads, 0, partial, list,
-                             data_of<double>(out) + from);
+        TRY(device_launch(ops, "squares of parts", part_squares_kernel<T>, grid_over(list.blocks[list.parts], 1),
+                          threads, 0, data_of<const T>(x), list, partial));
+        return device_launch(ops, "sums of parts", part_totals_kernel, grid_over(list.parts, 1), threads, 0, partial,
+                             list, data_of<double>(out) + from);
     });
 }
 
-template <reduction KIND> enum status reduce_any(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out) {
+template <reduction KIND>
+enum status reduce_any(const struct ops *ops, struct tensor x, struct tensor y, struct tensor out) {
     return x.dtype == DTYPE_BF16 ? reduce<bf16, KIND>(ops, x, y, out) : reduce<float, KIND>(ops, x, y, out);
 }
 
@@ -184,8 +191,9 @@ enum status cuda_sum_squared_difference(const struct ops *ops, struct tensor x, 
     return reduce_any<REDUCE_DIFFERENCE>(ops, x, y, out);
 }
 
-enum status cuda_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts, int64_t count,
-                                   struct tensor out) {
+enum status cuda_sum_squares_parts(const struct ops *ops, struct tensor x, const struct param_part *parts,
+                                   int64_t count, struct tensor out) {
     TRY(check_sum_squares_parts(ops, x, parts, count, out));
-    return x.dtype == DTYPE_BF16 ? squares_of_parts<bf16>(ops, x, parts, count, out) : squares_of_parts<float>(ops, x, parts, count, out);
+    return x.dtype == DTYPE_BF16 ? squares_of_parts<bf16>(ops, x, parts, count, out)
+                                 : squares_of_parts<float>(ops, x, parts, count, out);
 }

@@ -1,4 +1,5 @@
-/* Between host and device: copies through pinned memory, and work that is recorded once and started as one (CUDA graphs). */
+/* Between host and device: copies through pinned memory, and work that is recorded once and started as one (CUDA
+ * graphs). */
 #include "kernels/cuda/device.cuh"
 
 #include <cstring>
@@ -9,7 +10,8 @@ constexpr int SLOTS = 8;
 constexpr size_t SLOT_BYTES = static_cast<size_t>(1) << 20;
 } // namespace
 
-/* Uploads take the slots in turn and do not wait for the device, only for the copy that had the slot before. Downloads use the first. */
+/* Uploads take the slots in turn and do not wait for the device, only for the copy that had the slot before. Downloads
+ * use the first. */
 struct staging {
     char *memory;              /* SLOTS · SLOT_BYTES, pinned */
     cudaEvent_t copied[SLOTS]; /* the slot's last copy has been made */
@@ -23,7 +25,8 @@ enum status staging_open(struct device *device) {
     void *memory = NULL;
     CUDA_TRY(cudaMallocHost(&memory, SLOTS * SLOT_BYTES));
     staging->memory = static_cast<char *>(memory);
-    for (int slot = 0; slot < SLOTS; slot++) CUDA_TRY(cudaEventCreateWithFlags(&staging->copied[slot], cudaEventDisableTiming));
+    for (int slot = 0; slot < SLOTS; slot++)
+        CUDA_TRY(cudaEventCreateWithFlags(&staging->copied[slot], cudaEventDisableTiming));
     return STATUS_OK;
 }
 
@@ -54,7 +57,8 @@ enum status cuda_upload(const struct ops *ops, struct tensor to, const void *hos
         char *from = staging->memory + static_cast<size_t>(slot) * SLOT_BYTES;
         CUDA_TRY(cudaEventSynchronize(staging->copied[slot]));
         memcpy(from, static_cast<const char *>(host) + done, part);
-        CUDA_TRY(cudaMemcpyAsync(static_cast<char *>(to.data) + done, from, part, cudaMemcpyHostToDevice, device->stream));
+        CUDA_TRY(
+            cudaMemcpyAsync(static_cast<char *>(to.data) + done, from, part, cudaMemcpyHostToDevice, device->stream));
         CUDA_TRY(cudaEventRecord(staging->copied[slot], device->stream));
         staging->next = (slot + 1) % SLOTS;
     }
@@ -69,14 +73,16 @@ enum status cuda_download(const struct ops *ops, struct tensor from, void *host)
     /* In stream order behind every upload: all slots are free once the first copy has arrived. */
     for (size_t done = 0; done < bytes; done += SLOTS * SLOT_BYTES) {
         const size_t part = bytes - done < SLOTS * SLOT_BYTES ? bytes - done : SLOTS * SLOT_BYTES;
-        CUDA_TRY(cudaMemcpyAsync(staging->memory, static_cast<char *>(from.data) + done, part, cudaMemcpyDeviceToHost, device->stream));
+        CUDA_TRY(cudaMemcpyAsync(staging->memory, static_cast<char *>(from.data) + done, part, cudaMemcpyDeviceToHost,
+                                 device->stream));
         TRY(cuda_synchronise(ops));
         memcpy(static_cast<char *>(host) + done, staging->memory, part);
     }
     return STATUS_OK;
 }
 
-/* --- work that is repeated ---------------------------------------------------------------------------------------------- */
+/* --- work that is repeated
+ * ---------------------------------------------------------------------------------------------- */
 
 struct recording {
     bool ran;             /* once: scratch memory and products' algorithms are as they will be */
@@ -89,7 +95,8 @@ static void drop_record(struct recording *recording) {
     recording->exec = NULL;
 }
 
-static enum status record(const struct ops *ops, struct recording *recording, enum status (*work)(void *user), void *user) {
+static enum status record(const struct ops *ops, struct recording *recording, enum status (*work)(void *user),
+                          void *user) {
     struct device *device = ops->device;
     cudaGraph_t graph = NULL;
     CUDA_TRY(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal));
@@ -116,7 +123,8 @@ enum status cuda_repeat(const struct ops *ops, struct recording **out, enum stat
         recording->ran = true;
         return STATUS_OK;
     }
-    if (recording->exec && recording->scratch != ops->device->scratch) drop_record(recording); /* other work made scratch move */
+    if (recording->exec && recording->scratch != ops->device->scratch)
+        drop_record(recording); /* other work made scratch move */
     if (!recording->exec) TRY(record(ops, recording, work, user));
     return cuda_status(cudaGraphLaunch(recording->exec, ops->device->stream), "starting recorded work");
 }

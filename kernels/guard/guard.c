@@ -38,7 +38,8 @@ static size_t guard_scratch_bytes(const struct ops *ops) {
 }
 
 /* What is repeated is looked at every time. */
-static enum status guard_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user), void *user) {
+static enum status guard_repeat(const struct ops *ops, struct recording **recording, enum status (*work)(void *user),
+                                void *user) {
     (void)ops;
     (void)recording;
     return work(user);

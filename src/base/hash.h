@@ -14,7 +14,7 @@ enum status hash_stream_open(struct hash_stream **stream);
 void hash_stream_start(struct hash_stream *stream);
 void hash_stream_add(struct hash_stream *stream, const void *data, size_t length);
 uint64_t hash_stream_end(const struct hash_stream *stream);
-void hash_stream_close(struct hash_stream **stream); /* NULL-safe */
+void hash_stream_close(struct hash_stream **stream);   /* NULL-safe */
 uint64_t hash_combine(uint64_t state, uint64_t value); /* order matters */
 /* *hash of a file's whole contents. */
 enum status hash_file(const char *path, uint64_t *hash);

@@ -21,9 +21,9 @@ struct bench_step_result {
     double phases[PHASES]; /* seconds: medians */
     bool has_phases;       /* false: the device runs behind the host, whose clock between two calls says nothing */
     double flops_per_second, peak_flops; /* what the step came to, and what a large matrix product does */
-    double planned_bytes; /* what stage_measure foretold */
-    double peak_bytes;    /* of this process; of a GPU what it allocated */
-    double kl;            /* of the last step */
+    double planned_bytes;                /* what stage_measure foretold */
+    double peak_bytes;                   /* of this process; of a GPU what it allocated */
+    double kl;                           /* of the last step */
     int64_t parameters, trained;
     char device[384];
 };

@@ -36,7 +36,8 @@ static enum status open_here(const char *command, const struct model_options *op
     }
     TRY(read_choice(command, "precision", options->precision, precisions, 2, &precision));
     TRY(read_choice(command, "positions", options->positions, positions, 3, &beyond));
-    TRY(with_model_device(command, options->device, precision == 1, options->threads, comm_node_size(with->comm), &with->ops));
+    TRY(with_model_device(command, options->device, precision == 1, options->threads, comm_node_size(with->comm),
+                          &with->ops));
     struct loaded_options loaded = {.comm = with->comm,
                                     .teacher = options->teacher,
                                     .bf16 = precision == 1,

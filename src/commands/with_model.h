@@ -22,7 +22,7 @@ struct model_options {
     "  --model MODEL        a Hugging Face directory, a checkpoint (step-...), or a run directory (its newest one)\n"  \
     "  --positions HOW      of learned positions beyond their table: refuse (default) | interpolate | tile\n"          \
     "  --precision P        fp32 (default) | bf16\n"                                                                   \
-    "  --device D           " DEVICE_HELP "\n"                                                                          \
+    "  --device D           " DEVICE_HELP "\n"                                                                         \
     "  --threads N          of each rank; 0 (default): all that it may use\n"
 
 struct with_model {

@@ -34,8 +34,7 @@ enum status huggingface_write_student(const char *directory, const struct huggin
 enum status huggingface_read_json(const char *path, json_t **json);
 /* values (F32, `count` of them) -> rows `row`… of a table's tensor, converted to its dtype. wide: count doubles of
  * scratch, used when the table is F64. */
-enum status huggingface_upload(const struct ops *ops, struct tensor to, float *values, double *wide,
-                               int64_t count);
+enum status huggingface_upload(const struct ops *ops, struct tensor to, float *values, double *wide, int64_t count);
 /* The other way. */
 enum status huggingface_download(const struct ops *ops, struct tensor from, float *values, double *wide, int64_t count);
 

@@ -58,7 +58,7 @@ struct load {
     const struct safetensors_tensor *extra_head; /* beside tied embeddings */
     float *values;                               /* scratch: HUGGINGFACE_CHUNK */
     double *wide;
-    int64_t room; /* of the scratch */
+    int64_t room;             /* of the scratch */
     struct hash_stream *hash; /* of the row that is being read, for tables that hold it narrower */
 };
 
@@ -160,8 +160,7 @@ static enum status check_extra_head(struct load *load, struct problems *problems
 
 /* ---- values ---------------------------------------------------------------------------------------------------------
  */
-enum status huggingface_upload(const struct ops *ops, struct tensor to, float *values, double *wide,
-                               int64_t count) {
+enum status huggingface_upload(const struct ops *ops, struct tensor to, float *values, double *wide, int64_t count) {
     if (to.dtype != DTYPE_F64) return values_upload(ops, to, values);
     for (int64_t i = 0; i < count; i++) wide[i] = values[i];
     return ops->upload(ops, to, wide);

@@ -1,4 +1,5 @@
-/* See values.h. Narrow elements and doubles share the caller's memory: widened from the last, narrowed from the first. */
+/* See values.h. Narrow elements and doubles share the caller's memory: widened from the last, narrowed from the first.
+ */
 #include "params/values.h"
 
 #include "base/bf16.h"

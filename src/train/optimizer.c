@@ -50,9 +50,9 @@ static int64_t gather_parts(struct optimizer *optimizer, double decay, double l1
         if (!row->trained) continue;
         optimizer->rows[count] = i;
         optimizer->parts[count++] = (struct param_part){.first = row->offset,
-                                                  .count = tensor_count(row->value),
-                                                  .decay = row->decay ? decay : 0,
-                                                  .l1 = row->sparse ? l1 : 0};
+                                                        .count = tensor_count(row->value),
+                                                        .decay = row->decay ? decay : 0,
+                                                        .l1 = row->sparse ? l1 : 0};
     }
     return count;
 }

@@ -8,10 +8,10 @@
 
 struct optimizer {
     struct params *params;
-    struct tensor sums; /* [rows] F64 on the device */
-    double *host_sums;  /* [rows] */
+    struct tensor sums;       /* [rows] F64 on the device */
+    double *host_sums;        /* [rows] */
     struct param_part *parts; /* [rows]: of those that train, in the blocks */
-    int64_t *rows;      /* [rows]: which row of the table part p is */
+    int64_t *rows;            /* [rows]: which row of the table part p is */
 };
 
 enum status optimizer_open(struct params *params, struct optimizer *optimizer);

@@ -59,7 +59,8 @@ struct stage_choice stage_choice_of(const struct config *config) {
 enum status stage_measure(const struct stage_choice *choice, const struct config_stage *stage,
                           const struct model *teacher, const struct model *student, int64_t part, double available,
                           struct stage_memory *memory) {
-    const int64_t wanted = choice->micro_batch, tokens = student->params.ops->host_memory ? AUTO_TOKENS : AUTO_TOKENS_GPU;
+    const int64_t wanted = choice->micro_batch,
+                  tokens = student->params.ops->host_memory ? AUTO_TOKENS : AUTO_TOKENS_GPU;
     int64_t micro = largest_divisor(part, wanted > 0 ? wanted : (tokens + stage->length - 1) / stage->length);
     *memory = (struct stage_memory){0};
     for (;; micro = largest_divisor(part, micro - 1)) {

@@ -1,5 +1,5 @@
-/* Attention on the GPU: every row of the tables that all tests of attention walk, in fp32 and bf16, dq by a kernel of its own and by
- * atomics; decoding. Bounds: ops/attention_device.h. */
+/* Attention on the GPU: every row of the tables that all tests of attention walk, in fp32 and bf16, dq by a kernel of
+ * its own and by atomics; decoding. Bounds: ops/attention_device.h. */
 #include "gpu/gpu.h"
 
 #include "ops/attention_device.h"
@@ -10,8 +10,16 @@ enum { SHORT = 150 /* tokens: --quick */ };
 /* Lengths of training, which walk many tiles and start many blocks. */
 static const struct attention_case long_rows[] = {
     {"T 2048, D 64", 1, 2048, 2, 2, 64, 1, {FULL}, .plain = true, .fused = true},
-    {"T 1500, D 128, documents, masks", 1, 1500, 2, 1, 128, 3, {WINDOW(256), SINKS(4), DILATED(16, 64)},
-     .coefficients = {{1, 0.5, 0.25}, {0.5, -0.5, 1}}, .cuts = {300, 301, 900}},
+    {"T 1500, D 128, documents, masks",
+     1,
+     1500,
+     2,
+     1,
+     128,
+     3,
+     {WINDOW(256), SINKS(4), DILATED(16, 64)},
+     .coefficients = {{1, 0.5, 0.25}, {0.5, -0.5, 1}},
+     .cuts = {300, 301, 900}},
 };
 enum { LONG_ROWS = sizeof long_rows / sizeof *long_rows };
 

@@ -1,5 +1,6 @@
-/* The tests that run on a GPU, one program for all: the kernels are the largest part of it, and every program that links them
- * holds a copy. The same program linked with tests/simt's table is executed on the host, so that the tests themselves are tested. */
+/* The tests that run on a GPU, one program for all: the kernels are the largest part of it, and every program that
+ * links them holds a copy. The same program linked with tests/simt's table is executed on the host, so that the tests
+ * themselves are tested. */
 #ifndef SQUINT_TESTS_GPU_GPU_H
 #define SQUINT_TESTS_GPU_GPU_H
 
@@ -7,7 +8,7 @@
 #include <stddef.h>
 
 struct gpu_choice {
-    bool quick;         /* fewer and smaller shapes: under compute-sanitizer every access costs a hundred times as much */
+    bool quick; /* fewer and smaller shapes: under compute-sanitizer every access costs a hundred times as much */
     const char *chosen; /* only cases whose name starts so; "" for all */
 };
 extern struct gpu_choice gpu_choice;

@@ -1,5 +1,6 @@
-/* Every operation that works on rows, on the GPU: on "cuda-f32" against the fp64 oracle within its case's bound, on "cuda" (bf16)
- * with inputs rounded to bf16 on both sides; from aligned memory and from an element behind it. Bounds: ops/device_cases.h. */
+/* Every operation that works on rows, on the GPU: on "cuda-f32" against the fp64 oracle within its case's bound, on
+ * "cuda" (bf16) with inputs rounded to bf16 on both sides; from aligned memory and from an element behind it. Bounds:
+ * ops/device_cases.h. */
 #include "gpu/gpu.h"
 
 #include "ops/device_cases.h"
@@ -8,8 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* GPT-2's own shapes, which the host takes too long for elsewhere: products whose algorithm cuBLASLt chooses anew, grids of many
- * blocks. Bounds grow with the depth of a sum as in op_cases.c. */
+/* GPT-2's own shapes, which the host takes too long for elsewhere: products whose algorithm cuBLASLt chooses anew,
+ * grids of many blocks. Bounds grow with the depth of a sum as in op_cases.c. */
 static const struct op_case large_cases[] = {
     {"gemm 1024x2304x768 bias", op_run_gemm, {1024, 2304, 768, 8}, 3e-5},
     {"gemm 1024x3072x768 bT bias gelu", op_run_gemm, {1024, 3072, 768, 2 | 8 | 16}, 3e-5},

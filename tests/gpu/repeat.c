@@ -1,5 +1,5 @@
-/* `deterministic`: the same inputs give the same bits again, in other memory and behind other work, whatever the order in which
- * the GPU ran its blocks. */
+/* `deterministic`: the same inputs give the same bits again, in other memory and behind other work, whatever the order
+ * in which the GPU ran its blocks. */
 #include "gpu/gpu.h"
 
 #include "ops/attention_device.h"
@@ -40,8 +40,8 @@ static void ops_repeat(void **state) {
     }
 }
 
-static void same(const struct attention_case *row, const char *table, const char *name, const double *a, const double *b,
-                 int64_t count) {
+static void same(const struct attention_case *row, const char *table, const char *name, const double *a,
+                 const double *b, int64_t count) {
     if (memcmp(a, b, (size_t)count * sizeof *a) != 0) fail_msg("%s, %s: %s has other bits", row->name, table, name);
 }
 

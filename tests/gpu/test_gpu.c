@@ -1,5 +1,5 @@
-/* test_gpu ops|attention|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the cases that start so.
- * test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
+/* test_gpu ops|attention|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the cases that
+ * start so. test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
 #include "gpu/gpu.h"
 
 #include "kernels/ops.h"

@@ -259,7 +259,8 @@ static void close_views(const struct ops *ops, const struct attention_case *row,
 void case_run(const struct ops *ops, const struct attention_case *row, struct attention_arrays *x, bool backward) {
     const int64_t queries = case_query_count(row), coefficients = row->heads * row->count;
     struct views in = make_views(ops, row, x->q, x->k, x->v);
-    struct tensor o = case_to_device(ops, ops->real, x->o, queries), d_o = case_to_device(ops, ops->real, x->d_o, queries);
+    struct tensor o = case_to_device(ops, ops->real, x->o, queries),
+                  d_o = case_to_device(ops, ops->real, x->d_o, queries);
     struct tensor c = case_to_device(ops, ops->statistic, x->coefficients, coefficients);
     struct tensor sums = case_to_device(ops, ops->statistic, x->log_sums, sums_count(row));
     struct tensor start = tensor_2d(NULL, DTYPE_I32, row->batch, row->length);

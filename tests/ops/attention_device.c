@@ -8,11 +8,21 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Lengths and widths around the tiles' edges; rows of memory that no load of 16 bytes may touch (`fused` with an odd width). */
+/* Lengths and widths around the tiles' edges; rows of memory that no load of 16 bytes may touch (`fused` with an odd
+ * width). */
 const struct attention_case device_shapes[] = {
     {"T 1, D 256", 1, 1, 4, 2, 256, 1, {FULL}, .plain = true},
     {"T 7, D 24, documents", 2, 7, 6, 2, 24, 1, {FULL}, .plain = true, .cuts = {1, 5}},
-    {"T 31, D 7, unaligned", 1, 31, 3, 1, 7, 2, {FULL, OFFSET(3)}, .coefficients = {{1, -0.5}, {0.5, 1}}, .fused = true},
+    {"T 31, D 7, unaligned",
+     1,
+     31,
+     3,
+     1,
+     7,
+     2,
+     {FULL, OFFSET(3)},
+     .coefficients = {{1, -0.5}, {0.5, 1}},
+     .fused = true},
     {"T 33, D 48", 1, 33, 4, 2, 48, 2, {WINDOW(9), SINKS(2)}, .coefficients = {{1, 0.5}, {0.5, 0}}},
     {"T 63, D 8, MQA", 1, 63, 4, 1, 8, 1, {BLOCKS(16)}, .coefficients = {{1}, {0.5}}},
     {"T 64, D 64, fused", 1, 64, 2, 2, 64, 1, {FULL}, .plain = true, .fused = true},
@@ -22,9 +32,25 @@ const struct attention_case device_shapes[] = {
     {"T 129, D 200", 1, 129, 2, 2, 200, 1, {WINDOW(70)}, .coefficients = {{1}, {-1}}},
     {"T 200, D 256", 1, 200, 1, 1, 256, 1, {FULL}, .plain = true, .cuts = {3, 100}},
     /* Steps that leave whole tiles out, with the only key of a tile at either of its ends. */
-    {"T 400, far steps", 1, 400, 1, 1, 8, 3, {DILATED(3, 130), STRIDE(96), OFFSET(200)}, .coefficients = {{1, 0.5, -1}}},
-    {"T 390, far steps, both directions", 1, 390, 1, 1, 8, 3, {DILATED(3, 127), STRIDE(95), OFFSET(191)},
-     .coefficients = {{1, 0.5, -1}}, .bidirectional = true},
+    {"T 400, far steps",
+     1,
+     400,
+     1,
+     1,
+     8,
+     3,
+     {DILATED(3, 130), STRIDE(96), OFFSET(200)},
+     .coefficients = {{1, 0.5, -1}}},
+    {"T 390, far steps, both directions",
+     1,
+     390,
+     1,
+     1,
+     8,
+     3,
+     {DILATED(3, 127), STRIDE(95), OFFSET(191)},
+     .coefficients = {{1, 0.5, -1}},
+     .bidirectional = true},
     {"T 40, D 256, mixture", 1, 40, 2, 1, 256, 2, {FULL, DILATED(4, 3)}, .coefficients = {{1, 0.5}, {0.5, -1}}},
 };
 const int device_shape_count = sizeof device_shapes / sizeof *device_shapes;
@@ -112,7 +138,8 @@ static void decode(const struct ops *ops, const struct decoding *d, double *o) {
     for (size_t n = 0; n < sizeof t / sizeof *t; n++) ops->release(ops, t[n].data);
 }
 
-static void compare_decode(const char *what, const struct ops *ops, const struct ops *oracle, const struct decoding *d, double factor) {
+static void compare_decode(const char *what, const struct ops *ops, const struct ops *oracle, const struct decoding *d,
+                           double factor) {
     const int64_t count = d->batch * d->heads * d->width;
     double *expected, *found, largest = 0.2;
     CHECK_OK(memory_new((size_t)count, sizeof *expected, "outputs", &expected));
@@ -124,7 +151,8 @@ static void compare_decode(const char *what, const struct ops *ops, const struct
     const double tolerance = ops->real == DTYPE_BF16 ? 0x1p-8 + ATTENTION_F32 * factor : ATTENTION_F32 * factor;
     for (int64_t n = 0; n < count; n++)
         if (!(fabs(expected[n] - found[n]) <= tolerance * largest))
-            fail_msg("%s, %s: o[%lld]: expected %.9g, found %.9g", what, ops->name, (long long)n, expected[n], found[n]);
+            fail_msg("%s, %s: o[%lld]: expected %.9g, found %.9g", what, ops->name, (long long)n, expected[n],
+                     found[n]);
     free(expected);
     free(found);
 }
@@ -146,8 +174,10 @@ void device_decode_row(const struct ops *ops, const struct ops *oracle, const st
                 if (case_shows(&row->candidates[m], true, x.start + b * row->length, i, j))
                     slots[(b * row->count + m) * row->length + counts[b * row->count + m]++] = (int32_t)j;
     }
-    const struct decoding d = {row->batch, row->length, row->heads, row->groups, row->width, row->length, row->count, 1, q, x.k, x.v,
-                               row->plain ? NULL : x.coefficients, slots, counts, row->shared};
+    const struct decoding d = {row->batch, row->length, row->heads, row->groups,
+                               row->width, row->length, row->count, 1,
+                               q,          x.k,         x.v,        row->plain ? NULL : x.coefficients,
+                               slots,      counts,      row->shared};
     compare_decode(row->name, ops, oracle, &d, row->magnitude > 0 ? row->magnitude : 1);
     free(q);
     free(slots);
@@ -156,8 +186,19 @@ void device_decode_row(const struct ops *ops, const struct ops *oracle, const st
 }
 
 void device_decode_lists(const struct ops *ops, const struct ops *oracle) {
-    enum { BATCH = 2, HEADS = 4, GROUPS = 2, CACHE = 700, WIDTH = 24, COUNT = 2, LISTS = 2, CAPACITY = 600, ROWS = LISTS * COUNT };
-    const struct attention_case row = {"lists", BATCH, CACHE, HEADS, GROUPS, WIDTH, COUNT, {FULL, FULL}, .coefficients = {{1, -0.5}, {0.5, 2}}};
+    enum {
+        BATCH = 2,
+        HEADS = 4,
+        GROUPS = 2,
+        CACHE = 700,
+        WIDTH = 24,
+        COUNT = 2,
+        LISTS = 2,
+        CAPACITY = 600,
+        ROWS = LISTS * COUNT
+    };
+    const struct attention_case row = {
+        "lists", BATCH, CACHE, HEADS, GROUPS, WIDTH, COUNT, {FULL, FULL}, .coefficients = {{1, -0.5}, {0.5, 2}}};
     struct attention_arrays x;
     case_fill(&row, 21, &x);
     case_round(&row, &x);
@@ -165,7 +206,8 @@ void device_decode_lists(const struct ops *ops, const struct ops *oracle) {
     const int32_t counts[BATCH * ROWS] = {600, 1, 599, 300, 257, 0, 2, 600};
     for (int n = 0; n < BATCH * ROWS * CAPACITY; n++) slots[n] = (int32_t)((n * 37 + n / CAPACITY) % CACHE);
     slots[1] = slots[0];
-    const struct decoding d = {BATCH, CACHE, HEADS, GROUPS, WIDTH, CAPACITY, COUNT, LISTS, x.q, x.k, x.v, x.coefficients, slots, counts, false};
+    const struct decoding d = {BATCH, CACHE, HEADS, GROUPS,         WIDTH, CAPACITY, COUNT, LISTS,
+                               x.q,   x.k,   x.v,   x.coefficients, slots, counts,   false};
     compare_decode("lists", ops, oracle, &d, 1);
     case_free(&x);
 }

@@ -1,18 +1,18 @@
-/* Attention of a GPU's table against the naive reference in double, in fp32 and in bf16, and decoding against the CPU's oracle:
- * what tests/simt executes on the host and tests/gpu on a GPU.
+/* Attention of a GPU's table against the naive reference in double, in fp32 and in bf16, and decoding against the CPU's
+ * oracle: what tests/simt executes on the host and tests/gpu on a GPU.
  *
- * Tolerances. fp32: as for the CPU table, 2e-5 of an array's largest element. bf16, whose unit roundoff is u = 2^-8: the
- * reference gets the rounded inputs, scores and sums are fp32, so log_sums keep fp32's tolerance. What is rounded besides
- * is each weight A_ij (or ds_ij) before its product, and the result: an output's error is at most
- * u (Σ_j |A_ij v_j| + |o_i|), that is 2u of the largest where terms do not cancel, and signed coefficients or gradients
- * (Σ_j ds_ij = 0 in every row) make |terms| a few times |sum|. delta = do·o/c is made from the rounded o: u Σ_d |do o| / |c|.
- * 4u = 2^-6 of the largest element covers that; a mistake of one element is far larger. */
+ * Tolerances. fp32: as for the CPU table, 2e-5 of an array's largest element. bf16, whose unit roundoff is u = 2^-8:
+ * the reference gets the rounded inputs, scores and sums are fp32, so log_sums keep fp32's tolerance. What is rounded
+ * besides is each weight A_ij (or ds_ij) before its product, and the result: an output's error is at most u (Σ_j |A_ij
+ * v_j| + |o_i|), that is 2u of the largest where terms do not cancel, and signed coefficients or gradients (Σ_j ds_ij =
+ * 0 in every row) make |terms| a few times |sum|. delta = do·o/c is made from the rounded o: u Σ_d |do o| / |c|. 4u =
+ * 2^-6 of the largest element covers that; a mistake of one element is far larger. */
 #ifndef SQUINT_TESTS_OPS_ATTENTION_DEVICE_H
 #define SQUINT_TESTS_OPS_ATTENTION_DEVICE_H
 
 #include "tests/ops/attention_case.h"
 
-#define ATTENTION_F32 2e-5
+#define ATTENTION_F32  2e-5
 #define ATTENTION_BF16 0x1p-6
 
 /* Lengths and widths around the tiles' edges; rows of memory that no load of 16 bytes may touch (`fused` with an odd

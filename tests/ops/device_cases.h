@@ -1,5 +1,5 @@
-/* What the tests of a GPU's table share, executed on the host (tests/simt) or on a GPU (tests/gpu): shapes that matter to its
- * kernels, and by how much its results may differ from the fp64 oracle's. */
+/* What the tests of a GPU's table share, executed on the host (tests/simt) or on a GPU (tests/gpu): shapes that matter
+ * to its kernels, and by how much its results may differ from the fp64 oracle's. */
 #ifndef SQUINT_TESTS_OPS_DEVICE_CASES_H
 #define SQUINT_TESTS_OPS_DEVICE_CASES_H
 
@@ -9,8 +9,8 @@
 extern const struct op_case device_cases[];
 extern const int device_case_count;
 
-/* For op_compare. bf16: the table's real dtype is BF16, and the inputs of the oracle are rounded to it too. Fails the test when a
- * case's operation has no bound. */
+/* For op_compare. bf16: the table's real dtype is BF16, and the inputs of the oracle are rounded to it too. Fails the
+ * test when a case's operation has no bound. */
 struct device_bounds {
     struct op_bounds real, other;
 };

@@ -247,7 +247,8 @@ void op_run_pointwise(struct bench *b, const int64_t *n) {
 void op_run_adamw(struct bench *b, const int64_t *n) {
     const double decay = (double)n[3] / 1000, l1 = (double)n[2] / 1000;
     const int64_t cut = n[0] / 3, gap = n[0] > 100 ? 5 : 0; /* between the second and the third, some are in no part */
-    const struct param_part parts[] = {{0, cut, decay, l1}, {cut, n[0] - cut - cut / 2 - gap, 0, l1}, {n[0] - cut / 2, cut / 2, decay, 0}};
+    const struct param_part parts[] = {
+        {0, cut, decay, l1}, {cut, n[0] - cut - cut / 2 - gap, 0, l1}, {n[0] - cut / 2, cut / 2, decay, 0}};
     struct adamw a = {.value = bench_parameter(b, 1, n, 0.05, 0),
                       .grad = bench_parameter(b, 1, n, 3, 0),
                       .m = bench_parameter(b, 1, n, 0.1, 0),

@@ -214,7 +214,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
                 const float factor = right.at(k, j), *column = &columns[k * rows];
                 for (uint64_t i = 0; i < rows; i++) sums[i] += column[i] * factor;
             }
-            for (uint64_t i = 0; i < rows; i++) finish(op, ld, d, i, j, by * sums[i] + (keep != 0 ? keep * before.at(i, j) : 0));
+            for (uint64_t i = 0; i < rows; i++)
+                finish(op, ld, d, i, j, by * sums[i] + (keep != 0 ? keep * before.at(i, j) : 0));
         }
     });
     return CUBLAS_STATUS_SUCCESS;

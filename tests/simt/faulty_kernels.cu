@@ -107,7 +107,8 @@ struct bench {
         expect(cudaMalloc(&block, 4096), "memory");
         memory = static_cast<float *>(block);
     }
-    template <class... P, class... A> cudaError_t launch(void (*kernel)(P...), int threads, size_t shared, A... arguments) const {
+    template <class... P, class... A>
+    cudaError_t launch(void (*kernel)(P...), int threads, size_t shared, A... arguments) const {
         cudaLaunchConfig_t config = {};
         config.gridDim = dim3(1);
         config.blockDim = dim3(static_cast<unsigned>(threads));
@@ -143,8 +144,8 @@ bool faulty_run(const char *name) {
     }
     if (is("too much shared memory"))
         return b.launch(trapped, 32, 49 << 10) == cudaErrorInvalidConfiguration &&
-               cudaFuncSetAttribute(reinterpret_cast<const void *>(trapped), cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10) ==
-                   cudaErrorInvalidValue;
+               cudaFuncSetAttribute(reinterpret_cast<const void *>(trapped),
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, 228 << 10) == cudaErrorInvalidValue;
     if (is("too many threads")) return b.launch(trapped, 1025, 0) == cudaErrorInvalidConfiguration;
     if (is("barrier for some")) b.run(barrier_for_some, 32, 0);
     if (is("lane missing")) b.run(lane_is_missing, 32, 0);

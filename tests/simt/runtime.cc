@@ -39,7 +39,7 @@ bool inside(const std::map<const char *, size_t> &blocks, const void *at, size_t
 
 #define MAY_FAIL()                                                                                                     \
     do {                                                                                                               \
-        const cudaError_t may_fail_ = simt_maybe_fail();                                                                    \
+        const cudaError_t may_fail_ = simt_maybe_fail();                                                               \
         if (may_fail_ != cudaSuccess) return may_fail_;                                                                \
     } while (0)
 

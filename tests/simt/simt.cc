@@ -203,10 +203,12 @@ bool run_warps_in_turn() {
     const unsigned warps = (run.count + 31) / 32;
     bool progress = false;
     for (unsigned n = 0; n < warps; n++) {
-        const unsigned w = order_now == SIMT_REVERSE ? warps - 1 - n : n, first = 32 * w, end = std::min(first + 32, run.count);
+        const unsigned w = order_now == SIMT_REVERSE ? warps - 1 - n : n, first = 32 * w,
+                       end = std::min(first + 32, run.count);
         for (bool more = true; more;) {
             more = false;
-            for (unsigned i = 0; i < end - first; i++) more |= take_turn(order_now == SIMT_REVERSE ? end - 1 - i : first + i);
+            for (unsigned i = 0; i < end - first; i++)
+                more |= take_turn(order_now == SIMT_REVERSE ? end - 1 - i : first + i);
             progress |= more;
         }
     }

@@ -10,9 +10,9 @@
 extern "C" {
 #endif
 
-/* In which order the threads of a block, and the blocks of a grid, get their turns. Forward and reverse: warp after warp, each as far as
- * it comes before the next one begins. Random: thread by thread, some warps slower than others. The environment's SIMT_ORDER
- * (forward, reverse, random) is where a program starts. */
+/* In which order the threads of a block, and the blocks of a grid, get their turns. Forward and reverse: warp after
+ * warp, each as far as it comes before the next one begins. Random: thread by thread, some warps slower than others.
+ * The environment's SIMT_ORDER (forward, reverse, random) is where a program starts. */
 enum simt_order { SIMT_FORWARD = 0, SIMT_REVERSE, SIMT_RANDOM };
 void simt_set_order(enum simt_order order, uint64_t seed);
 

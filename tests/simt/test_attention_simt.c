@@ -1,7 +1,7 @@
 /* Attention of the CUDA table, executed on the host: against the naive reference in double, in fp32 and in bf16, with
  * dq by a kernel of its own and by atomics, in several orders of threads; decoding against the CPU table.
- * `test_attention_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name starts so.
- * Tolerances: ops/attention_device.h. */
+ * `test_attention_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name
+ * starts so. Tolerances: ops/attention_device.h. */
 #include "ops/attention_device.h"
 #include "simt/simt.h"
 #include "support/check.h"
@@ -103,7 +103,11 @@ static void run_decode(const char *name) {
         device_decode_row(ops, oracle, row, row->length / 2);
     }
     for (size_t n = 0; n < (size_t)device_shape_count; n++)
+<<<<<<< HEAD
         if (is_chosen(&device_shapes[n]) && !device_shapes[n].bidirectional)
+=======
+        if (!device_shapes[n].bidirectional)
+>>>>>>> main
             device_decode_row(ops, oracle, &device_shapes[n], device_shapes[n].length - 1);
     ops->close(ops);
     oracle->close(oracle);
@@ -131,8 +135,8 @@ static void test_lists(void **state) {
     oracle->close(oracle);
 }
 
-/* Strides so wide that an element's place needs more than 32 bits: the memory is only reserved, and pages that are not touched cost
- * nothing. What lies on the device of tests/simt the host may touch. */
+/* Strides so wide that an element's place needs more than 32 bits: the memory is only reserved, and pages that are not
+ * touched cost nothing. What lies on the device of tests/simt the host may touch. */
 static void test_far_elements(void **state) {
     (void)state;
     enum { BATCH = 2, LENGTH = 3, HEADS = 2, WIDTH = 8, VIEWS = 8 };
@@ -142,12 +146,14 @@ static void test_far_elements(void **state) {
     struct attention_arrays expected;
     case_fill(&row, 31, &expected);
     case_reference(&row, &expected);
-    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) { /* a machine that reserves no more than it has */
         case_free(&expected);
         CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
     }
-    double *const arrays[VIEWS] = {expected.q, expected.k, expected.v, expected.d_o, expected.o, expected.dq, expected.dk, expected.dv};
+    double *const arrays[VIEWS] = {expected.q, expected.k,  expected.v,  expected.d_o,
+                                   expected.o, expected.dq, expected.dk, expected.dv};
     struct tensor views[VIEWS];
     for (int n = 0; n < VIEWS; n++) {
         views[n] = tensor_4d(memory + n * WIDTH, DTYPE_F32, BATCH, LENGTH, HEADS, WIDTH);
@@ -155,15 +161,25 @@ static void test_far_elements(void **state) {
         views[n].stride[1] = HEADS * step;
         views[n].stride[2] = step;
         for (int64_t i = 0; n < 4 && i < BATCH * LENGTH * HEADS; i++)
-            for (int64_t d = 0; d < WIDTH; d++) ((float *)views[n].data)[i * step + d] = (float)arrays[n][i * WIDTH + d];
+            for (int64_t d = 0; d < WIDTH; d++)
+                ((float *)views[n].data)[i * step + d] = (float)arrays[n][i * WIDTH + d];
     }
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         const struct ops *ops = device_table("cuda-f32", deterministic);
         struct attention_backward g = {.d_o = views[3], .dq = views[5], .dk = views[6], .dv = views[7]};
         const struct tensor start = device_ids(ops, expected.start, BATCH * LENGTH);
         const struct tensor sums = case_to_device(ops, DTYPE_F32, expected.log_sums, BATCH * HEADS * LENGTH);
-        g.forward = (struct attention){views[0], views[1], views[2], tensor_2d(start.data, DTYPE_I32, BATCH, LENGTH), tensor_none(), views[4],
-                                       tensor_4d(sums.data, DTYPE_F32, BATCH, HEADS, 1, LENGTH), {FULL}, 1, true, 1 / sqrt((double)WIDTH)};
+        g.forward = (struct attention){views[0],
+                                       views[1],
+                                       views[2],
+                                       tensor_2d(start.data, DTYPE_I32, BATCH, LENGTH),
+                                       tensor_none(),
+                                       views[4],
+                                       tensor_4d(sums.data, DTYPE_F32, BATCH, HEADS, 1, LENGTH),
+                                       {FULL},
+                                       1,
+                                       true,
+                                       1 / sqrt((double)WIDTH)};
         CHECK_OK(ops->attention(ops, &g.forward));
         CHECK_OK(ops->attention_backward(ops, &g));
         CHECK_OK(ops->synchronise(ops));
@@ -172,7 +188,8 @@ static void test_far_elements(void **state) {
                 for (int64_t d = 0; d < WIDTH; d++) {
                     float *found = (float *)views[n].data + i * step + d;
                     if (!(fabs(arrays[n][i * WIDTH + d] - (double)*found) <= ATTENTION_F32 * 4))
-                        fail_msg("far: view %d, row %lld: expected %.9g, found %.9g", n, (long long)i, arrays[n][i * WIDTH + d], (double)*found);
+                        fail_msg("far: view %d, row %lld: expected %.9g, found %.9g", n, (long long)i,
+                                 arrays[n][i * WIDTH + d], (double)*found);
                     *found = NAN;
                 }
         ops->release(ops, start.data);
@@ -183,7 +200,8 @@ static void test_far_elements(void **state) {
     case_free(&expected);
 }
 
-/* Heads that are too wide; documents that begin nowhere and slots that are not there lead to no memory that is not the tensors'. */
+/* Heads that are too wide; documents that begin nowhere and slots that are not there lead to no memory that is not the
+ * tensors'. */
 static void test_wrong_inputs(void **state) {
     (void)state;
     const struct ops *ops = device_table("cuda-f32", true);
@@ -191,29 +209,45 @@ static void test_wrong_inputs(void **state) {
     error_clear();
     double zeros[LENGTH * 257] = {0};
     const struct tensor block = case_to_device(ops, DTYPE_F32, zeros, LENGTH * 257);
-    const struct tensor wide = tensor_4d(block.data, DTYPE_F32, 1, 1, 1, 257), x = tensor_4d(block.data, DTYPE_F32, 1, LENGTH, 1, WIDTH);
-    const struct tensor o = case_to_device(ops, DTYPE_F32, zeros, LENGTH * WIDTH), sums = case_to_device(ops, DTYPE_F32, zeros, LENGTH);
+    const struct tensor wide = tensor_4d(block.data, DTYPE_F32, 1, 1, 1, 257),
+                        x = tensor_4d(block.data, DTYPE_F32, 1, LENGTH, 1, WIDTH);
+    const struct tensor o = case_to_device(ops, DTYPE_F32, zeros, LENGTH * WIDTH),
+                        sums = case_to_device(ops, DTYPE_F32, zeros, LENGTH);
     int32_t starts[LENGTH];
     for (int i = 0; i < LENGTH; i++) starts[i] = i % 3 == 0 ? -1000 * i : 1000 * i - 7;
     const struct tensor start = device_ids(ops, starts, LENGTH);
-    struct attention a = {.q = wide, .k = wide, .v = wide, .o = wide, .count = 1, .causal = true, .scale = 1, .candidates = {FULL}};
+    struct attention a = {
+        .q = wide, .k = wide, .v = wide, .o = wide, .count = 1, .causal = true, .scale = 1, .candidates = {FULL}};
     a.start = tensor_2d(start.data, DTYPE_I32, 1, 1);
     a.log_sums = tensor_4d(sums.data, DTYPE_F32, 1, 1, 1, 1);
-    if (ops->attention(ops, &a) != STATUS_SHAPE || !strstr(error_message(), "257")) fail_msg("a head of 257: %s", error_message());
+    if (ops->attention(ops, &a) != STATUS_SHAPE || !strstr(error_message(), "257"))
+        fail_msg("a head of 257: %s", error_message());
     error_clear();
     a.q = a.k = a.v = x;
     a.o = tensor_4d(o.data, DTYPE_F32, 1, LENGTH, 1, WIDTH);
     a.start = tensor_2d(start.data, DTYPE_I32, 1, LENGTH);
     a.log_sums = tensor_4d(sums.data, DTYPE_F32, 1, 1, 1, LENGTH);
-    static const struct candidate kinds[] = {FULL, WINDOW(3), SINKS(2), OFFSET(4), DILATED(3, 5), STRIDE(3), BLOCKS(4), OFFSET(INT32_MAX),
-                                             DILATED(INT32_MAX, INT32_MAX), STRIDE(INT32_MAX), WINDOW(INT32_MAX), BLOCKS(INT32_MAX), SINKS(INT32_MAX)};
+    static const struct candidate kinds[] = {FULL,
+                                             WINDOW(3),
+                                             SINKS(2),
+                                             OFFSET(4),
+                                             DILATED(3, 5),
+                                             STRIDE(3),
+                                             BLOCKS(4),
+                                             OFFSET(INT32_MAX),
+                                             DILATED(INT32_MAX, INT32_MAX),
+                                             STRIDE(INT32_MAX),
+                                             WINDOW(INT32_MAX),
+                                             BLOCKS(INT32_MAX),
+                                             SINKS(INT32_MAX)};
     for (size_t n = 0; n < 2 * sizeof kinds / sizeof *kinds; n++) {
         a.candidates[0] = kinds[n / 2];
         a.causal = n % 2;
         CHECK_OK(ops->attention(ops, &a));
         CHECK_OK(ops->synchronise(ops));
     }
-    struct attention_decode d = {.count = 1, .lists = 1, .scale = 1, .q = tensor_3d(o.data, DTYPE_F32, 1, 1, WIDTH), .k = x, .v = x};
+    struct attention_decode d = {
+        .count = 1, .lists = 1, .scale = 1, .q = tensor_3d(o.data, DTYPE_F32, 1, 1, WIDTH), .k = x, .v = x};
     const int32_t slots[3] = {-5, 40, 1 << 30}, counts[1] = {1000};
     const struct tensor listed = device_ids(ops, slots, 3), count = device_ids(ops, counts, 1);
     d.o = d.q;
@@ -230,8 +264,8 @@ int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) chosen = argv[2];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes_f32), cmocka_unit_test(test_shapes_bf16), cmocka_unit_test(test_order),
-        cmocka_unit_test(test_decode_f32), cmocka_unit_test(test_decode_bf16), cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_shapes_f32),   cmocka_unit_test(test_shapes_bf16),  cmocka_unit_test(test_order),
+        cmocka_unit_test(test_decode_f32),   cmocka_unit_test(test_decode_bf16),  cmocka_unit_test(test_lists),
         cmocka_unit_test(test_far_elements), cmocka_unit_test(test_wrong_inputs), cmocka_unit_test(test_table_f32),
         cmocka_unit_test(test_table_bf16),
     };

@@ -1,6 +1,6 @@
-/* The CUDA table's device, executed on the host: every call of the runtime that can fail does so once, and each time the
- * operation says so and nothing stays allocated; what it refuses; what it tells of itself.
- * `test_device_simt TEST` runs the tests of this name (* stands for any letters). */
+/* The CUDA table's device, executed on the host: every call of the runtime that can fail does so once, and each time
+ * the operation says so and nothing stays allocated; what it refuses; what it tells of itself. `test_device_simt TEST`
+ * runs the tests of this name (* stands for any letters). */
 #include "kernels/ops.h"
 #include "simt/simt.h"
 #include "support/check.h"
@@ -28,8 +28,8 @@ static enum status repeated(void *user) {
     return t->ops->sum(t->ops, t->blocks[5], tensor_1d(t->blocks[7].data, DTYPE_F64, 1));
 }
 
-/* On an open table: memory, copies both ways, kernels, scratch memory that grows, a product with what cuBLASLt does besides,
- * attention that asks for much shared memory, recorded work. The first failure ends it. */
+/* On an open table: memory, copies both ways, kernels, scratch memory that grows, a product with what cuBLASLt does
+ * besides, attention that asks for much shared memory, recorded work. The first failure ends it. */
 static enum status work(const struct ops *ops, struct tools *t) {
     struct tensor *blocks = t->blocks;
     enum { ROWS = 40, WIDTH = 128, COUNT = ROWS * WIDTH };
@@ -45,15 +45,18 @@ static enum status work(const struct ops *ops, struct tools *t) {
     TRY(ops->copy(ops, blocks[1], blocks[2]));
     TRY(ops->fill(ops, x, 1));
     TRY(ops->bias_backward(ops, x, tensor_1d(blocks[1].data, DTYPE_F32, WIDTH)));
-    const struct gemm product = {.a = x, .b = tensor_2d(blocks[1].data, DTYPE_F32, WIDTH, ROWS),
-                                 .c = tensor_2d(blocks[2].data, DTYPE_F32, ROWS, ROWS), .alpha = 1,
+    const struct gemm product = {.a = x,
+                                 .b = tensor_2d(blocks[1].data, DTYPE_F32, WIDTH, ROWS),
+                                 .c = tensor_2d(blocks[2].data, DTYPE_F32, ROWS, ROWS),
+                                 .alpha = 1,
                                  .bias = tensor_1d(blocks[3].data, DTYPE_F32, ROWS)};
     TRY(ops->gemm(ops, &product));
     struct tensor heads[7];
     for (int n = 0; n < 7; n++) heads[n] = tensor_4d(blocks[n].data, DTYPE_F32, 1, ROWS, 1, WIDTH);
     TRY(ops->fill(ops, tensor_1d(blocks[7].data, DTYPE_I32, ROWS), 0));
     struct attention_backward g = {.d_o = heads[3], .dq = heads[4], .dk = heads[5], .dv = heads[6]};
-    g.forward = (struct attention){.q = heads[0], .k = heads[1], .v = heads[2], .o = heads[4], .count = 1, .causal = true, .scale = 1};
+    g.forward = (struct attention){
+        .q = heads[0], .k = heads[1], .v = heads[2], .o = heads[4], .count = 1, .causal = true, .scale = 1};
     g.forward.start = tensor_2d(blocks[7].data, DTYPE_I32, 1, ROWS);
     g.forward.log_sums = tensor_4d((float *)blocks[7].data + ROWS, DTYPE_F32, 1, 1, 1, ROWS);
     TRY(ops->attention(ops, &g.forward));
@@ -100,7 +103,8 @@ static void every_call_fails(int error, enum status expected) {
             fail_msg("call %ld of %ld failed: found %s: %s", n, calls, status_name(status), error_message());
         error_clear();
     }
-    /* Not told are waits: for 8 blocks, for scratch memory that grows four times at most, for the record and the table, and the question. */
+    /* Not told are waits: for 8 blocks, for scratch memory that grows four times at most, for the record and the table,
+     * and the question. */
     assert_true(told >= calls - 15);
 }
 static void calls_fail(void **state) {
@@ -153,11 +157,13 @@ static void types(void **state) {
     enum { COUNT = 12 };
     static const enum dtype floats[] = {DTYPE_F32, DTYPE_F64, DTYPE_BF16};
     for (int n = 0; n < 9; n++) {
-        struct tensor a = on_device(ops, floats[n / 3], COUNT), b = on_device(ops, floats[n % 3], COUNT), c = on_device(ops, DTYPE_F32, COUNT);
+        struct tensor a = on_device(ops, floats[n / 3], COUNT), b = on_device(ops, floats[n % 3], COUNT),
+                      c = on_device(ops, DTYPE_F32, COUNT);
         float values[COUNT];
         CHECK_OK(ops->fill(ops, a, -2.5));
         CHECK_OK(ops->fill(ops, b, 8));
-        CHECK_OK(ops->copy(ops, tensor_columns(tensor_2d(a.data, a.dtype, 3, 4), 0, 3), tensor_columns(tensor_2d(b.data, b.dtype, 3, 4), 1, 3)));
+        CHECK_OK(ops->copy(ops, tensor_columns(tensor_2d(a.data, a.dtype, 3, 4), 0, 3),
+                           tensor_columns(tensor_2d(b.data, b.dtype, 3, 4), 1, 3)));
         CHECK_OK(ops->copy(ops, b, c));
         CHECK_OK(ops->copy(ops, c, c));
         CHECK_OK(ops->download(ops, c, values));
@@ -170,7 +176,8 @@ static void types(void **state) {
     struct tensor small = on_device(ops, DTYPE_U8, COUNT);
     for (int i = 0; i < COUNT; i++) bytes[i] = (uint8_t)(i + 1);
     CHECK_OK(ops->upload(ops, small, bytes));
-    CHECK_OK(ops->copy(ops, tensor_columns(tensor_2d(small.data, DTYPE_U8, 3, 4), 0, 1), tensor_columns(tensor_2d(small.data, DTYPE_U8, 3, 4), 2, 1)));
+    CHECK_OK(ops->copy(ops, tensor_columns(tensor_2d(small.data, DTYPE_U8, 3, 4), 0, 1),
+                       tensor_columns(tensor_2d(small.data, DTYPE_U8, 3, 4), 2, 1)));
     CHECK_OK(ops->download(ops, small, bytes));
     for (int i = 0; i < COUNT; i++) assert_int_equal(bytes[i], i % 4 == 2 ? i - 1 : i + 1);
     ops->release(ops, small.data);
@@ -195,10 +202,13 @@ static void sizes_refused(void **state) {
     struct tensor x = on_device(ops, DTYPE_F32, 1024);
     struct tensor row = tensor_2d(x.data, DTYPE_F32, 1, far);
     CHECK_STATUS(STATUS_SHAPE, ops->log_softmax(ops, row, row));
-    const struct loss_rows loss = {.student = row, .temperature = 1, .targets = tensor_1d(x.data, DTYPE_I32, 1),
+    const struct loss_rows loss = {.student = row,
+                                   .temperature = 1,
+                                   .targets = tensor_1d(x.data, DTYPE_I32, 1),
                                    .ce = tensor_1d(x.data, DTYPE_F32, 1)};
     CHECK_STATUS(STATUS_SHAPE, ops->loss_rows(ops, &loss));
-    const struct embedding_backward ids = {.ids = tensor_1d(x.data, DTYPE_I32, far), .dx = tensor_2d(x.data, DTYPE_F32, far, 1),
+    const struct embedding_backward ids = {.ids = tensor_1d(x.data, DTYPE_I32, far),
+                                           .dx = tensor_2d(x.data, DTYPE_F32, far, 1),
                                            .dtable = tensor_2d(x.data, DTYPE_F32, 1, 1)};
     CHECK_STATUS(STATUS_SHAPE, ops->embedding_backward(ops, &ids));
     struct attention_decode decode = {.count = 1, .lists = 1, .scale = 1, .q = tensor_3d(x.data, DTYPE_F32, 1, 1, 257)};
@@ -210,7 +220,8 @@ static void sizes_refused(void **state) {
     decode.q = decode.o = tensor_3d(x.data, DTYPE_F32, 1, far, 8);
     decode.k = decode.v = tensor_4d(x.data, DTYPE_F32, 1, 1, 1, 8);
     CHECK_STATUS(STATUS_SHAPE, ops->attention_decode(ops, &decode));
-    struct attention attention = {.count = 1, .causal = true, .scale = 1, .q = tensor_4d(x.data, DTYPE_F32, 1, 128, far / 2, 8)};
+    struct attention attention = {
+        .count = 1, .causal = true, .scale = 1, .q = tensor_4d(x.data, DTYPE_F32, 1, 128, far / 2, 8)};
     attention.o = attention.q;
     attention.k = attention.v = tensor_4d(x.data, DTYPE_F32, 1, 128, 1, 8);
     attention.start = tensor_2d(x.data, DTYPE_I32, 1, 128);
@@ -232,7 +243,8 @@ struct growing {
 static enum status grow(void *user) {
     struct growing *g = user;
     const int64_t width = g->calls++ ? 512 : 16;
-    return g->ops->bias_backward(g->ops, tensor_2d(g->x.data, DTYPE_F32, 64, width), tensor_1d(g->sum.data, DTYPE_F32, width));
+    return g->ops->bias_backward(g->ops, tensor_2d(g->x.data, DTYPE_F32, 64, width),
+                                 tensor_1d(g->sum.data, DTYPE_F32, width));
 }
 
 /* Work that asks for more while it is recorded than when it ran is refused, and the device goes on. */
@@ -293,8 +305,9 @@ static void operations_refused(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(calls_fail),    cmocka_unit_test(memory_fails),       cmocka_unit_test(pieces_and_sizes),
-        cmocka_unit_test(types),         cmocka_unit_test(sizes_refused),      cmocka_unit_test(recording_refused),
+        cmocka_unit_test(calls_fail),         cmocka_unit_test(memory_fails),
+        cmocka_unit_test(pieces_and_sizes),   cmocka_unit_test(types),
+        cmocka_unit_test(sizes_refused),      cmocka_unit_test(recording_refused),
         cmocka_unit_test(operations_refused),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));

@@ -1,5 +1,6 @@
-/* The CUDA tables under the guard, executed on the host: there a GPU's memory can be read as it is. Every operation at awkward
- * shapes overlaps nothing, writes its outputs whole and nothing else; that the guard sees a table that breaks this. */
+/* The CUDA tables under the guard, executed on the host: there a GPU's memory can be read as it is. Every operation at
+ * awkward shapes overlaps nothing, writes its outputs whole and nothing else; that the guard sees a table that breaks
+ * this. */
 #include "kernels/guard/guard.h"
 #include "ops/attention_case.h"
 #include "simt/simt.h"
@@ -39,7 +40,8 @@ static void run_operations(const char *name) {
     struct bench b = {.ops = g.guard, .rounded = g.table->real == DTYPE_BF16};
     for (int r = 0; r < op_case_count; r++) {
         const struct op_case *row = &op_cases[r];
-        if (row->run == op_run_gemm && row->n[0] * row->n[1] * row->n[2] > 2000000) continue; /* the stand-in for cuBLASLt is slow */
+        if (row->run == op_run_gemm && row->n[0] * row->n[1] * row->n[2] > 2000000)
+            continue; /* the stand-in for cuBLASLt is slow */
         simt_set_order((enum simt_order)(r % 3), (uint64_t)r);
         b.apart = r % 2;
         row->run(&b, row->n);

@@ -1,6 +1,6 @@
 /* The host's execution of kernels goes red: each row breaks one rule of CUDA, by a kernel or by a call of the runtime
- * (faulty_kernels.cu), in a process of its own, and expects that it ends with the message, or that the fault shows in what
- * the kernel wrote. */
+ * (faulty_kernels.cu), in a process of its own, and expects that it ends with the message, or that the fault shows in
+ * what the kernel wrote. */
 #include "simt/simt.h"
 #include "support/check.h"
 
@@ -32,7 +32,8 @@ static const struct row {
     {"copy read early", NULL, false},
     {"too much shared memory", NULL, false},
     {"too many threads", NULL, false},
-    {"barrier for some", "stuck: 16 threads wait at a barrier, 16 in a warp operation, 0 are done; block (0,0,0)", false},
+    {"barrier for some", "stuck: 16 threads wait at a barrier, 16 in a warp operation, 0 are done; block (0,0,0)",
+     false},
     {"lane missing", "stuck: 0 threads wait at a barrier, 31 in a warp operation, 1 are done", false},
     {"lane not named", "a warp operation whose mask leaves out the caller; block (0,0,0), thread (0,0,0)", false},
     {"lanes not there", "a warp operation whose mask names lanes that do not exist", false},
@@ -94,10 +95,12 @@ static void faults_are_told(void **state) {
         if (row->addresses && !ADDRESSES_CHECKED) continue;
         const int status = run_apart(row->name, said, sizeof said);
         const bool ended = WIFEXITED(status), shown = ended && WEXITSTATUS(status) == 42;
-        const bool right = row->message ? !shown && !(ended && WEXITSTATUS(status) == 0) && strstr(said, row->message) : shown;
+        const bool right =
+            row->message ? !shown && !(ended && WEXITSTATUS(status) == 0) && strstr(said, row->message) : shown;
         if (!right)
-            fail_msg("%s: expected %s, found %s %d, \"%.300s\"", row->name, row->message ? row->message : "the fault in the result",
-                     ended ? "exit code" : "signal", ended ? WEXITSTATUS(status) : WTERMSIG(status), said);
+            fail_msg("%s: expected %s, found %s %d, \"%.300s\"", row->name,
+                     row->message ? row->message : "the fault in the result", ended ? "exit code" : "signal",
+                     ended ? WEXITSTATUS(status) : WTERMSIG(status), said);
     }
 }
 

@@ -28,7 +28,8 @@ static struct tensor on_device(const struct ops *ops, enum dtype dtype, int64_t 
 static void test_copies(void **state) {
     (void)state;
     const struct ops *ops = open_table("cuda");
-    /* Rows and columns of the parts have a common divisor: an element's place cannot be found from the wrong remainders. */
+    /* Rows and columns of the parts have a common divisor: an element's place cannot be found from the wrong
+     * remainders. */
     float from[10 * 9], back[10 * 9];
     for (int i = 0; i < 90; i++) from[i] = (float)i + 0.25f;
     struct tensor x = on_device(ops, DTYPE_F32, 10, 9, from), y = on_device(ops, DTYPE_BF16, 10, 9, NULL),
@@ -76,7 +77,8 @@ static void test_normal(void **state) {
 }
 
 /* [count] in bf16, from the `apart`-th element of a block on. */
-static struct tensor bf16_on_device(const struct ops *ops, const double *values, int64_t count, int64_t apart, void **block) {
+static struct tensor bf16_on_device(const struct ops *ops, const double *values, int64_t count, int64_t apart,
+                                    void **block) {
     uint16_t host[160] = {0};
     struct tensor whole = tensor_1d(NULL, DTYPE_BF16, apart + count);
     for (int64_t n = 0; values && n < count; n++) host[apart + n] = bf16_from_float((float)values[n]);
@@ -86,8 +88,8 @@ static struct tensor bf16_on_device(const struct ops *ops, const double *values,
     return tensor_1d((uint16_t *)whole.data + apart, DTYPE_BF16, count);
 }
 
-/* GELU of a product with and without bias and the value before it, by cuBLASLt where the places allow it and by our own kernel an
- * element behind: of small integers, so that only GELU is rounded. */
+/* GELU of a product with and without bias and the value before it, by cuBLASLt where the places allow it and by our own
+ * kernel an element behind: of small integers, so that only GELU is rounded. */
 static void test_products(void **state) {
     (void)state;
     enum { M = 9, N = 16, K = 8 };
@@ -105,7 +107,8 @@ static void test_products(void **state) {
         g.b = tensor_reshape(bf16_on_device(ops, b, K * N, apart, &blocks[1]), 2, (int64_t[]){K, N});
         g.c = tensor_reshape(bf16_on_device(ops, NULL, M * N, apart, &blocks[2]), 2, (int64_t[]){M, N});
         const struct tensor added = bf16_on_device(ops, bias, N, apart, &blocks[3]);
-        const struct tensor before = tensor_reshape(bf16_on_device(ops, NULL, M * N, apart, &blocks[4]), 2, (int64_t[]){M, N});
+        const struct tensor before =
+            tensor_reshape(bf16_on_device(ops, NULL, M * N, apart, &blocks[4]), 2, (int64_t[]){M, N});
         if (adds) g.bias = added;
         if (keeps) g.pre = before;
         CHECK_OK(ops->gemm(ops, &g));
@@ -116,7 +119,9 @@ static void test_products(void **state) {
             double x = adds ? bias[n % N] : 0;
             for (int k = 0; k < K; k++) x += a[n / N * K + k] * b[k * N + n % N];
             const double gelu = 0.5 * x * (1 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
-            if (bf16_to_float(pre[n]) != (float)(keeps ? x : 0)) fail_msg("way %d: pre[%d]: expected %g, found %g", way, n, keeps ? x : 0, (double)bf16_to_float(pre[n]));
+            if (bf16_to_float(pre[n]) != (float)(keeps ? x : 0))
+                fail_msg("way %d: pre[%d]: expected %g, found %g", way, n, keeps ? x : 0,
+                         (double)bf16_to_float(pre[n]));
             if (!(fabs((double)bf16_to_float(c[n]) - gelu) <= 0x1p-8 * fabs(gelu) + 1e-6))
                 fail_msg("way %d: c[%d]: expected %g, found %g", way, n, gelu, (double)bf16_to_float(c[n]));
         }
@@ -146,7 +151,9 @@ static void test_repeat(void **state) {
     const struct ops *ops = open_table("cuda-f32");
     float ones[N], back[N];
     for (int i = 0; i < N; i++) ones[i] = 1;
-    struct doubling d = {.ops = ops, .x = on_device(ops, DTYPE_F32, 1, N, ones), .y = on_device(ops, DTYPE_F32, 1, N, ones),
+    struct doubling d = {.ops = ops,
+                         .x = on_device(ops, DTYPE_F32, 1, N, ones),
+                         .y = on_device(ops, DTYPE_F32, 1, N, ones),
                          .sum = tensor_1d(NULL, DTYPE_F64, 1)};
     struct tensor large = on_device(ops, DTYPE_F32, 1, LARGE, NULL);
     struct recording *recording = NULL;
@@ -177,8 +184,8 @@ static void test_repeat(void **state) {
 
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal), cmocka_unit_test(test_products),
-                                       cmocka_unit_test(test_repeat)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies), cmocka_unit_test(test_normal),
+                                       cmocka_unit_test(test_products), cmocka_unit_test(test_repeat)};
     int failures = 0;
     for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
         simt_set_order((enum simt_order)order, 3);
