@@ -103,11 +103,7 @@ static void run_decode(const char *name) {
         device_decode_row(ops, oracle, row, row->length / 2);
     }
     for (size_t n = 0; n < (size_t)device_shape_count; n++)
-<<<<<<< HEAD
         if (is_chosen(&device_shapes[n]) && !device_shapes[n].bidirectional)
-=======
-        if (!device_shapes[n].bidirectional)
->>>>>>> main
             device_decode_row(ops, oracle, &device_shapes[n], device_shapes[n].length - 1);
     ops->close(ops);
     oracle->close(oracle);
