@@ -26,7 +26,7 @@ static inline int64_t partials_first(const struct partials *p, int64_t part) {
 /* The sums of a part, zeroed. */
 static inline real *partials_start(const struct partials *p, int64_t part) {
     void *sums = p->block + (size_t)part * p->stride;
-    memset(sums, 0, (size_t)p->width * sizeof(real));
+    if (p->width > 0) memset(sums, 0, (size_t)p->width * sizeof(real)); /* of no columns there may be no memory */
     return sums;
 }
 

@@ -101,7 +101,13 @@ static enum status hash_of(struct guard *guard, const struct call *call, int i, 
     return STATUS_OK;
 }
 
+/* A device works behind the caller's back: whoever looks at its memory first waits for it. */
+static enum status wait_for_device(const struct guard *guard) {
+    return guard->inner->synchronise(guard->inner);
+}
+
 enum status call_begin(struct guard *guard, struct call *call) {
+    TRY(wait_for_device(guard));
     TRY(guard_check_canaries(guard, call->operation));
     for (int i = 0; i < call->count; i++) {
         for (int j = 0; j < call->count; j++) {
@@ -123,6 +129,7 @@ enum status call_begin(struct guard *guard, struct call *call) {
 
 enum status call_end(struct guard *guard, struct call *call, enum status status) {
     if (status != STATUS_OK) return status;
+    TRY(wait_for_device(guard));
     TRY(guard_check_canaries(guard, call->operation));
     TRY(collect_outputs(guard, call));
     for (int i = 0; i < call->count; i++) {

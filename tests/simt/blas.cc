@@ -1,5 +1,6 @@
 /* cuBLASLt's part in tests/simt: column-major products with epilogues, as the library's reference describes them. */
 #include "kernels/cuda/device.cuh"
+#include "tests/simt/internal.h"
 
 #include <algorithm>
 #include <cstring>
@@ -71,7 +72,16 @@ bool fits(const simt_operation &op, const simt_layout &a, const simt_layout &b, 
            b.ld >= static_cast<int64_t>(b.rows) && d.ld >= static_cast<int64_t>(d.rows) && a.type == b.type;
 }
 
+#define MAY_FAIL()                                                                                                     \
+    do {                                                                                                               \
+        const cudaError_t may_fail_ = simt_maybe_fail();                                                               \
+        if (may_fail_ == cudaErrorMemoryAllocation) return CUBLAS_STATUS_ALLOC_FAILED;                                 \
+        if (may_fail_ != cudaSuccess) return CUBLAS_STATUS_EXECUTION_FAILED;                                           \
+    } while (0)
+
 template <class T> cublasStatus_t make(T **out) {
+    *out = nullptr;
+    MAY_FAIL();
     *out = new T();
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -81,6 +91,7 @@ template <class T> cublasStatus_t drop(T *object) {
 }
 template <class T> cublasStatus_t set(T *to, const void *value, size_t size) {
     if (size != sizeof *to) return CUBLAS_STATUS_INVALID_VALUE;
+    MAY_FAIL();
     memcpy(to, value, size);
     return CUBLAS_STATUS_SUCCESS;
 }
@@ -97,9 +108,9 @@ size_t cublasLtGetVersion(void) {
     return 130000;
 }
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *operation, cublasComputeType_t, cudaDataType_t) {
-    make(operation);
-    (*operation)->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
-    return CUBLAS_STATUS_SUCCESS;
+    const cublasStatus_t status = make(operation);
+    if (*operation) (*operation)->epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    return status;
 }
 cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t operation) {
     return drop(operation);
@@ -123,15 +134,17 @@ cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t operation, cu
 }
 cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *layout, cudaDataType_t type, uint64_t rows,
                                           uint64_t columns, int64_t ld) {
-    *layout = new simt_layout{type, rows, columns, ld};
-    return CUBLAS_STATUS_SUCCESS;
+    const cublasStatus_t status = make(layout);
+    if (*layout) **layout = simt_layout{type, rows, columns, ld};
+    return status;
 }
 cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
     return drop(layout);
 }
 cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *preference) {
-    *preference = new simt_preference{0, 256, 256, 256, 256};
-    return CUBLAS_STATUS_SUCCESS;
+    const cublasStatus_t status = make(preference);
+    if (*preference) **preference = simt_preference{0, 256, 256, 256, 256};
+    return status;
 }
 cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t preference) {
     return drop(preference);
@@ -160,6 +173,7 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDe
                                               cublasLtMatmulPreference_t preference, int wanted,
                                               cublasLtMatmulHeuristicResult_t results[], int *found) {
     *found = 0;
+    MAY_FAIL();
     const bool narrow = a->type == CUDA_R_16BF, special = operation->epilogue != CUBLASLT_EPILOGUE_DEFAULT;
     if (!fits(*operation, *a, *b, *d) || wanted < 1) return CUBLAS_STATUS_NOT_SUPPORTED;
     if (has_aux(operation->epilogue) && (operation->aux_ld % 8 != 0 || !narrow)) return CUBLAS_STATUS_NOT_SUPPORTED;
@@ -177,6 +191,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t operation, 
                               cublasLtMatrixLayout_t of_a, const void *b, cublasLtMatrixLayout_t of_b, const void *beta,
                               const void *c, cublasLtMatrixLayout_t of_c, void *d, cublasLtMatrixLayout_t of_d,
                               const cublasLtMatmulAlgo_t *algorithm, void *, size_t, cudaStream_t stream) {
+    MAY_FAIL();
     const simt_operation op = *operation;
     const simt_layout la = *of_a, lb = *of_b, lc = *of_c, ld = *of_d;
     const float by = *static_cast<const float *>(alpha), keep = *static_cast<const float *>(beta);

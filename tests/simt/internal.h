@@ -8,5 +8,7 @@
 
 void simt_run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const std::function<void()> &body);
 simt_counts *simt_counters();
+/* What a call that may fail does this time: cudaSuccess, or the error that simt_fail_call wants. */
+cudaError_t simt_maybe_fail();
 
 #endif

@@ -37,15 +37,9 @@ bool inside(const std::map<const char *, size_t> &blocks, const void *at, size_t
     return from + bytes <= next->first + next->second;
 }
 
-cudaError_t maybe_fail() {
-    if (fail_with == cudaSuccess || fail_in-- > 0) return cudaSuccess;
-    const cudaError_t error = fail_with;
-    fail_with = cudaSuccess;
-    return error;
-}
 #define MAY_FAIL()                                                                                                     \
     do {                                                                                                               \
-        const cudaError_t may_fail_ = maybe_fail();                                                                    \
+        const cudaError_t may_fail_ = simt_maybe_fail();                                                               \
         if (may_fail_ != cudaSuccess) return may_fail_;                                                                \
     } while (0)
 
@@ -66,6 +60,14 @@ void drain_all() {
     abort();
 }
 } // namespace
+
+cudaError_t simt_maybe_fail() {
+    simt_counters()->calls++;
+    if (fail_with == cudaSuccess || fail_in-- > 0) return cudaSuccess;
+    const cudaError_t error = fail_with;
+    fail_with = cudaSuccess;
+    return error;
+}
 
 const char *cudaGetErrorString(cudaError_t error) {
     switch (error) {

@@ -20,11 +20,12 @@ void simt_set_order(enum simt_order order, uint64_t seed);
 struct simt_counts {
     uint64_t launches, blocks, threads;
     uint64_t allocations, freed; /* device memory */
+    uint64_t calls;              /* of the runtime and of cuBLASLt, those that simt_fail_call counts */
 };
 struct simt_counts simt_counted(void);
 /* Is `at` device memory that is allocated now? */
 bool simt_is_device(const void *at);
-/* The n-th call of the runtime from now on that may fail does, with `error` (0: none does). */
+/* The n-th call of the runtime and of cuBLASLt from now on that may fail does, with `error` (0: none does). */
 void simt_fail_call(long n, int error);
 
 #ifdef __cplusplus

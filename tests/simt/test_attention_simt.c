@@ -1,6 +1,7 @@
 /* Attention of the CUDA table, executed on the host: against the naive reference in double, in fp32 and in bf16, with
  * dq by a kernel of its own and by atomics, in several orders of threads; decoding against the CPU table.
- * Tolerances: ops/attention_device.h. */
+ * `test_attention_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name
+ * starts so. Tolerances: ops/attention_device.h. */
 #include "ops/attention_device.h"
 #include "simt/simt.h"
 #include "support/check.h"
@@ -11,6 +12,11 @@
 
 enum { LONG = 400 /* tokens: a row that takes seconds */ };
 
+static const char *chosen = "";
+static bool is_chosen(const struct attention_case *row) {
+    return strncmp(row->name, chosen, strlen(chosen)) == 0;
+}
+
 /* Every row of the table that all tests of attention walk; dq both ways, by turns. Of the longest rows only one goes
  * backward, in fp32: what they add is the walk over many tiles, which no type knows of. */
 static void run_table(const char *name) {
@@ -19,7 +25,7 @@ static void run_table(const char *name) {
         const bool bf16 = ops->real == DTYPE_BF16;
         for (int n = deterministic; n < attention_case_count; n += 2) {
             const struct attention_case *row = &attention_cases[n];
-            if (bf16 && row->length > LONG) continue;
+            if (!is_chosen(row) || (bf16 && row->length > LONG)) continue;
             const bool backward = row->length > LONG ? row->cuts[0] && row->count == 1 : !bf16 || n % 3 == 0;
             device_attention(ops, row, (uint64_t)n, backward);
         }
@@ -41,7 +47,7 @@ static void run_shapes(const char *name, size_t turn) {
     for (int deterministic = 0; deterministic < 2; deterministic++) {
         const struct ops *ops = device_table(name, deterministic);
         for (size_t n = 0; n < (size_t)device_shape_count; n++) {
-            if ((n + turn) % 2 != (size_t)deterministic) continue;
+            if (!is_chosen(&device_shapes[n]) || (n + turn) % 2 != (size_t)deterministic) continue;
             simt_set_order((enum simt_order)(n / 2 % 3), n);
             device_attention(ops, &device_shapes[n], n, true);
         }
@@ -91,13 +97,17 @@ static void run_decode(const char *name) {
     const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < attention_case_count; n++) {
         const struct attention_case *row = &attention_cases[n];
-        if (row->bidirectional) continue;
+        if (!is_chosen(row) || row->bidirectional) continue;
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
         device_decode_row(ops, oracle, row, row->length - 1);
         device_decode_row(ops, oracle, row, row->length / 2);
     }
     for (size_t n = 0; n < (size_t)device_shape_count; n++)
+<<<<<<< HEAD
+        if (is_chosen(&device_shapes[n]) && !device_shapes[n].bidirectional)
+=======
         if (!device_shapes[n].bidirectional)
+>>>>>>> main
             device_decode_row(ops, oracle, &device_shapes[n], device_shapes[n].length - 1);
     ops->close(ops);
     oracle->close(oracle);
@@ -116,7 +126,10 @@ static void test_lists(void **state) {
     const struct ops *oracle = device_table("cpu-f64", true);
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
-        device_decode_lists(ops, oracle);
+        for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
+            simt_set_order((enum simt_order)order, 21);
+            device_decode_lists(ops, oracle);
+        }
         ops->close(ops);
     }
     oracle->close(oracle);
@@ -247,7 +260,9 @@ static void test_wrong_inputs(void **state) {
     ops->close(ops);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    if (argc > 2) chosen = argv[2];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes_f32),   cmocka_unit_test(test_shapes_bf16),  cmocka_unit_test(test_order),
         cmocka_unit_test(test_decode_f32),   cmocka_unit_test(test_decode_bf16),  cmocka_unit_test(test_lists),

@@ -1,7 +1,8 @@
 /* Every operation of the CUDA table that works on rows, executed on the host: on "cuda-f32" against the fp64 oracle
  * within its case's bound, on "cuda" (bf16) with inputs rounded to bf16 on both sides and what rounding its outputs may
  * add; the same bits whatever the order of threads and blocks; from aligned memory and from an element behind it; at
- * offsets beyond 2^31 elements. `test_ops_simt NAME` runs the cases whose name starts so. */
+ * offsets beyond 2^31 elements. `test_ops_simt NAME TEST` runs the cases whose name starts so,
+ * of the tests of this name (* stands for any letters). */
 #include "base/bf16.h"
 #include "simt/simt.h"
 #include "tests/ops/device_cases.h"
@@ -203,6 +204,7 @@ static void far_logits(void **state) {
 
 int main(int argc, char **argv) {
     if (argc > 1) chosen = argv[1];
+    if (argc > 2) cmocka_set_test_filter(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(f32_agrees),  cmocka_unit_test(bf16_agrees),
         cmocka_unit_test(nan_is_seen), cmocka_unit_test(first_of_equal_counts),
