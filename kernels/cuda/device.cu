@@ -122,8 +122,9 @@ void cuda_memory(const struct ops *ops, struct device_memory *memory) {
     size_t available = 0, total = 0;
     if (cudaMemGetInfo(&available, &total) != cudaSuccess) available = 0;
     memory->available = static_cast<double>(available);
-    memory->used = static_cast<double>(ops->device->allocated);
-    memory->peak = static_cast<double>(ops->device->allocated_peak);
+    const size_t own = blas_bytes(ops->device);
+    memory->used = static_cast<double>(ops->device->allocated + own);
+    memory->peak = static_cast<double>(ops->device->allocated_peak + own);
 }
 
 enum status cuda_synchronise(const struct ops *ops) {

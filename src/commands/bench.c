@@ -33,7 +33,7 @@ static void print_step(const struct bench_step_options *o, const struct bench_st
                (long long)o->batch, (long long)o->length, (long long)r->parameters, (long long)r->trained, r->seconds,
                r->tokens_per_second, r->flops_per_second, r->peak_flops, r->flops_per_second / r->peak_flops,
                r->peak_bytes / mebi, r->planned_bytes / mebi, r->kl, o->precision, r->device);
-        for (int p = 0; p < PHASES && r->has_phases; p++)
+        for (int p = 0; p < PHASES; p++)
             printf("%s\"%s\": %.6f", p ? ", " : "", phase_names[p], r->phases[p]);
         printf("}}\n");
         return;
@@ -50,7 +50,7 @@ static void print_step(const struct bench_step_options *o, const struct bench_st
            r->seconds < 1 ? 5 : 3, r->seconds, r->tokens_per_second, rate_text(r->flops_per_second, rate),
            100 * r->flops_per_second / r->peak_flops, rate_text(r->peak_flops, most));
     printf("memory   %s at most, %s planned\n", peak, planned);
-    for (int p = 0; p < PHASES && r->has_phases; p++) {
+    for (int p = 0; p < PHASES; p++) {
         printf("  %-9s %8.4f s  %5.1f%%\n", phase_names[p], r->phases[p], 100 * r->phases[p] / r->seconds);
     }
 }

@@ -169,7 +169,6 @@ enum status bench_step(const struct bench_step_options *options, struct bench_st
     TRY_GOTO(done, open_bench(&bench, result));
     TRY_GOTO(done, time_steps(&bench, seconds, result));
     for (int p = 0; p < PHASES; p++) result->phases[p] = bench_median(seconds + p * steps, (int)steps);
-    result->has_phases = bench.ops->host_memory;
     result->seconds = bench_median(seconds + PHASES * steps, (int)steps);
     result->tokens_per_second = (double)(options->batch * options->length) / result->seconds;
     TRY_GOTO(done, stage_flops(bench.distill.stage, &bench.teacher, &bench.student, &flops));

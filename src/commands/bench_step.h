@@ -19,7 +19,6 @@ struct bench_step_result {
     double seconds; /* of a step, until the device is done with it: median */
     double tokens_per_second;
     double phases[PHASES]; /* seconds: medians */
-    bool has_phases;       /* false: the device runs behind the host, whose clock between two calls says nothing */
     double flops_per_second, peak_flops; /* what the step came to, and what a large matrix product does */
     double planned_bytes;                /* what stage_measure foretold */
     double peak_bytes;                   /* of this process; of a GPU what it allocated */

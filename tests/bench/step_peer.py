@@ -14,6 +14,7 @@ torch.cuda.max_memory_allocated over the timed steps. One line for each backend.
 """
 import argparse
 import contextlib
+import gc
 import json
 import resource
 import statistics
@@ -131,6 +132,7 @@ def main():
         except RuntimeError as error:  # a backend that this GPU or this version has not
             print(json.dumps({"bench": "step", "attention": backend, "failed": str(error)[:200]}), flush=True)
         torch._dynamo.reset()
+        gc.collect()  # the models of this backend are no part of the next one's memory
         if options.device == "cuda":
             torch.cuda.empty_cache()
 
