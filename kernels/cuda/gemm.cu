@@ -105,15 +105,17 @@ enum status blas_open(struct device *device) {
     return STATUS_OK;
 }
 
+static void drop_recipe(const struct blas_library *lib, const recipe &r) {
+    if (r.operation) lib->operation_destroy(r.operation);
+    for (cublasLtMatrixLayout_t layout : {r.a, r.b, r.c}) {
+        if (layout) lib->layout_destroy(layout);
+    }
+}
+
 void blas_close(struct device *device) {
     struct gemm_cache *cache = device->gemms;
     if (!cache) return;
-    for (auto &entry : cache->recipes) {
-        if (entry.second.operation) cache->library->operation_destroy(entry.second.operation);
-        for (cublasLtMatrixLayout_t layout : {entry.second.a, entry.second.b, entry.second.c}) {
-            if (layout) cache->library->layout_destroy(layout);
-        }
-    }
+    for (auto &entry : cache->recipes) drop_recipe(cache->library, entry.second);
     cudaFree(cache->workspace);
     if (cache->handle) cache->library->destroy(cache->handle);
     delete cache;
@@ -244,10 +246,14 @@ static enum status find_recipe(const struct ops *ops, const shape &s, recipe **o
     struct gemm_cache *cache = ops->device->gemms;
     auto entry = cache->recipes.find(s);
     if (entry == cache->recipes.end()) {
-        entry = cache->recipes.emplace(s, recipe{}).first;
-        const enum status status = describe(cache->library, ops->real, s, &entry->second);
-        if (status == STATUS_OK) TRY(choose(cache, s, &entry->second));
-        TRY(status);
+        recipe made = {};
+        enum status status = describe(cache->library, ops->real, s, &made);
+        if (status == STATUS_OK) status = choose(cache, s, &made);
+        if (status != STATUS_OK) { /* nothing is kept: the next call asks again */
+            drop_recipe(cache->library, made);
+            return status;
+        }
+        entry = cache->recipes.emplace(s, made).first;
     }
     *out = &entry->second;
     return STATUS_OK;

@@ -356,6 +356,7 @@ const struct op_case op_cases[] = {
     {"reductions 0 rows", op_run_reductions, {0, 48, 48}, 1e-12},
     {"pointwise 1x1", op_run_pointwise, {1, 1, 1}, 1e-6},
     {"pointwise 129x97 of 300", op_run_pointwise, {129, 97, 300}, 1e-6},
+    {"pointwise 12x8 of 24 (a factor in common)", op_run_pointwise, {12, 8, 24}, 1e-6},
     {"pointwise 40x5000", op_run_pointwise, {40, 5000, 5000}, 1e-6},
     {"adamw 1", op_run_adamw, {1, 1, 0, 0}, 2e-6},
     {"adamw 5001 decay", op_run_adamw, {5001, 3, 0, 100}, 2e-6},
