@@ -242,12 +242,24 @@ static enum status choose(const struct gemm_cache *cache, const shape &s, recipe
     return status;
 }
 
-static enum status find_recipe(const struct ops *ops, const shape &s, recipe **out) {
+/* Where bias and pre lie: of every call, and before an algorithm is asked for. */
+static enum status set_pointers(const struct blas_library *lib, const struct gemm *a, const shape &s, const recipe *r) {
+    const void *bias = a->bias.data, *pre = a->pre.data;
+    if (adds_bias(s.epilogue))
+        TRY(blas_status(lib->operation_set(r->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias),
+                        "bias"));
+    if (!stores_pre(s.epilogue)) return STATUS_OK;
+    return blas_status(lib->operation_set(r->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, &pre, sizeof pre),
+                       "pre");
+}
+
+static enum status find_recipe(const struct ops *ops, const struct gemm *a, const shape &s, recipe **out) {
     struct gemm_cache *cache = ops->device->gemms;
     auto entry = cache->recipes.find(s);
     if (entry == cache->recipes.end()) {
         recipe made = {};
         enum status status = describe(cache->library, ops->real, s, &made);
+        if (status == STATUS_OK) status = set_pointers(cache->library, a, s, &made);
         if (status == STATUS_OK) status = choose(cache, s, &made);
         if (status != STATUS_OK) { /* nothing is kept: the next call asks again */
             drop_recipe(cache->library, made);
@@ -265,16 +277,7 @@ static enum status find_recipe(const struct ops *ops, const shape &s, recipe **o
 static enum status multiply(const struct ops *ops, const struct gemm *a, const shape &s, const recipe *r) {
     const struct gemm_cache *cache = ops->device->gemms;
     const float alpha = static_cast<float>(a->alpha), beta = a->accumulate ? 1.0f : 0.0f;
-    if (adds_bias(s.epilogue)) {
-        TRY(blas_status(cache->library->operation_set(r->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &a->bias.data,
-                                                      sizeof a->bias.data),
-                        "bias"));
-    }
-    if (stores_pre(s.epilogue)) {
-        TRY(blas_status(cache->library->operation_set(r->operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER,
-                                                      &a->pre.data, sizeof a->pre.data),
-                        "pre"));
-    }
+    TRY(set_pointers(cache->library, a, s, r));
     return blas_status(cache->library->matmul(cache->handle, r->operation, &alpha, a->b.data, r->a, a->a.data, r->b,
                                               &beta, a->c.data, r->c, a->c.data, r->c, &r->algorithm, cache->workspace,
                                               WORKSPACE_BYTES, ops->device->stream),
@@ -313,11 +316,11 @@ enum status cuda_gemm(const struct ops *ops, const struct gemm *a) {
     recipe *r = NULL;
     if (!plain && epilogue_serves(a)) {
         const shape s = shape_of(a, epilogue_of(a));
-        TRY(find_recipe(ops, s, &r));
+        TRY(find_recipe(ops, a, s, &r));
         if (r->found && s.k > 0) return multiply(ops, a, s, r);
     }
     const shape s = shape_of(a, CUBLASLT_EPILOGUE_DEFAULT);
-    TRY(find_recipe(ops, s, &r));
+    TRY(find_recipe(ops, a, s, &r));
     TRY(r->found && s.k > 0 ? multiply(ops, a, s, r) : multiply_plainly(ops, a, s));
     return plain ? STATUS_OK : finish(ops, a);
 }

@@ -5,7 +5,7 @@
 #   QUICK=1       fewer shapes and steps: a first look
 #   ROUNDS=N      of the benchmarks against PyTorch (3)
 #   PYTHON=PROG   with torch and transformers, for these (python3); without them squint is timed alone
-# parity: the GPU's results against the CPU's, by operation, attention, model, training run. sanitize: compute-sanitizer's memcheck and
+# parity: the GPU's results against the CPU's, by operation, attention, model, training run, and against numbers that others computed. sanitize: compute-sanitizer's memcheck and
 # racecheck over a part of them. bench: attention and a step of distillation beside PyTorch.
 # Exit 1 when a part failed, 77 when no GPU is usable. $OUT/summary.txt has a line for each step.
 set -uo pipefail
@@ -72,6 +72,8 @@ if [ $code != 0 ]; then exit $code; fi
 parity() {
     local group
     for group in ops attention repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
+    # $SQUINT_DATA: a folder with the trained model stories260K and its golden.json; without it the random models of transformers alone.
+    SQUINT=$squint SQUINT_SOURCE=$here SQUINT_OPTIONS=--device=cuda step parity-golden 600 "$tests/test_golden_commands"
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh
 }
 

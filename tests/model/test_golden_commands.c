@@ -1,6 +1,7 @@
 /* The program itself against numbers that others computed: squint logits and squint generate on the trained models of
  * $SQUINT_DATA (golden.json) and logits on the random models that transformers wrote (tests/model/goldens).
- * The trained models' tests skip where $SQUINT_DATA is absent. */
+ * The trained models' tests skip where $SQUINT_DATA is absent. $SQUINT_OPTIONS are added to every command line, such as
+ * another device: then bf16 is looked at too. */
 #include "support/check.h"
 #include "support/scratch.h"
 
@@ -41,8 +42,9 @@ static int squint(const char *format, ...) {
     va_start(list, format);
     vsnprintf(arguments, sizeof arguments, format, list);
     va_end(list);
-    const char *program = getenv("SQUINT");
-    snprintf(command, sizeof command, "%s %s 2>%s", program ? program : "squint", arguments, scratch_path("stderr"));
+    const char *program = getenv("SQUINT"), *options = getenv("SQUINT_OPTIONS");
+    snprintf(command, sizeof command, "%s %s %s 2>%s", program ? program : "squint", arguments, options ? options : "",
+             scratch_path("stderr"));
     int result = system(command);
     return result == -1 ? -1 : WEXITSTATUS(result);
 }
@@ -57,14 +59,16 @@ static void show_failure(const char *what) {
 }
 
 /* Log-probabilities [rows,length,vocabulary] that the program finds for ids. */
-static float *logprobs_of(const char *model, const char *ids, int64_t rows, int64_t length, int64_t *vocabulary) {
+static float *logprobs_of(const char *model, const char *precision, const char *ids, int64_t rows, int64_t length,
+                          int64_t *vocabulary) {
     const char *in = scratch_path("ids.json"), *out = scratch_path("logprobs.h5");
     struct h5 *file = NULL;
     struct h5_dataset dataset;
     float *values = NULL;
     CHECK_OK(file_write(in, ids, strlen(ids)));
     CHECK_OK(file_remove_tree(out));
-    if (squint("logits --model %s --ids %s --out %s", model, in, out) != 0) show_failure("squint logits");
+    if (squint("logits --model %s --precision %s --ids %s --out %s", model, precision, in, out) != 0)
+        show_failure("squint logits");
     CHECK_OK(h5_open(out, &file));
     CHECK_OK(h5_dataset_find(file, "logprobs", &dataset));
     assert_int_equal(dataset.dtype, DTYPE_F32);
@@ -106,7 +110,7 @@ static void test_stories(void **state) {
     char *text = ids_text(rows);
     int64_t vocabulary = 0, length = (int64_t)json_array_size(ids);
     double worst = 0;
-    float *found = logprobs_of(data("stories260K"), text, 1, length, &vocabulary);
+    float *found = logprobs_of(data("stories260K"), "fp32", text, 1, length, &vocabulary);
     const json_t *first = json_object_get(golden, "first_rows_logprob"),
                  *next = json_object_get(golden, "logprob_of_next");
     assert_int_equal(vocabulary, 512);
@@ -130,6 +134,33 @@ static void test_stories(void **state) {
     json_decref(golden);
 }
 
+/* In bf16: the mean divergence of the rows that are known whole. */
+static void test_stories_bf16(void **state) {
+    (void)state;
+    need_data("stories260K/golden.json");
+    json_t *golden = read_golden("stories260K"), *ids = json_object_get(golden, "ids"), *rows = json_array();
+    const json_t *known = json_object_get(golden, "first_rows_logprob");
+    json_array_append(rows, ids);
+    char *text = ids_text(rows);
+    int64_t vocabulary = 0;
+    double divergence = 0;
+    float *found = logprobs_of(data("stories260K"), "bf16", text, 1, (int64_t)json_array_size(ids), &vocabulary);
+    const size_t count = json_array_size(known);
+    for (size_t t = 0; t < count; t++) {
+        const json_t *row = json_array_get(known, t);
+        for (size_t v = 0; v < json_array_size(row); v++) {
+            const double expected = number_at(row, v);
+            divergence += exp(expected) * (expected - (double)found[t * (size_t)vocabulary + v]);
+        }
+    }
+    print_message("stories260K in bf16: mean divergence %.2e\n", divergence / (double)count);
+    assert_true(divergence / (double)count <= 1e-3);
+    free(found);
+    free(text);
+    json_decref(rows);
+    json_decref(golden);
+}
+
 /* To the letter, from the cache and without it. */
 static void test_text(void **state) {
     (void)state;
@@ -142,6 +173,8 @@ static void test_text(void **state) {
         const char *out = scratch_path("text");
         char *found = NULL;
         size_t length = 0;
+        /* Token by token without a cache takes a device that is executed on the host too long. */
+        if (i == 1 && getenv("SQUINT_OPTIONS")) break;
         if (squint("generate --model %s --prompt '' --tokens %zu %s >%s", data("stories260K"), tokens, paths[i], out) !=
             0) {
             show_failure("squint generate");
@@ -170,7 +203,7 @@ static void test_sort(void **state) {
     int64_t rows = (int64_t)json_array_size(ids), length = (int64_t)json_array_size(json_array_get(ids, 0)),
             vocabulary = 0;
     double worst = 0, logits[8], expected[8];
-    float *found = logprobs_of(data("gpt-nano-sort"), text, rows, length, &vocabulary);
+    float *found = logprobs_of(data("gpt-nano-sort"), "fp32", text, rows, length, &vocabulary);
     assert_int_equal(vocabulary, 3);
     for (int64_t r = 0; r < rows * length; r++) {
         const json_t *row = json_array_get(json_array_get(json_object_get(golden, "logits"), (size_t)(r / length)),
@@ -211,7 +244,7 @@ static void test_random(void **state) {
             json_array_append_new(list, row);
         }
         char *text = ids_text(list);
-        float *found = logprobs_of(folder, text, rows, length, &vocabulary),
+        float *found = logprobs_of(folder, "fp32", text, rows, length, &vocabulary),
               *values = malloc((size_t)logits->count * sizeof *values);
         double *wide = malloc((size_t)v * sizeof *wide), *expected = malloc((size_t)v * sizeof *expected), worst = 0;
         assert_int_equal(vocabulary, v);
@@ -235,5 +268,9 @@ static void test_random(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stories), cmocka_unit_test(test_text),
                                        cmocka_unit_test(test_sort), cmocka_unit_test(test_random)};
-    return check_exit(cmocka_run_group_tests(tests, scratch_make, scratch_remove));
+    /* The CPU's bf16 rounds products' inputs only, and not on every CPU. */
+    const struct CMUnitTest device[] = {cmocka_unit_test(test_stories_bf16)};
+    int failures = cmocka_run_group_tests(tests, scratch_make, scratch_remove);
+    if (getenv("SQUINT_OPTIONS")) failures += cmocka_run_group_tests(device, scratch_make, scratch_remove);
+    return check_exit(failures);
 }
