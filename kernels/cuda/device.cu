@@ -9,6 +9,7 @@
 
 struct allocations {
     std::unordered_map<void *, size_t> bytes;
+    std::unordered_map<const void *, size_t> shared; /* of kernels: dynamic shared memory that they may have */
 };
 
 enum status cuda_status(cudaError_t error, const char *what) {
@@ -34,6 +35,17 @@ static enum status find_device(int *number) {
                      error == cudaSuccess ? "none is there" : cudaGetErrorString(error));
 }
 
+enum status device_allow_shared(struct device *device, const void *kernel, size_t shared, const char *name) {
+    const size_t always = 32 << 10; /* with any arrays of ours below 48 KiB */
+    if (shared <= always) return STATUS_OK;
+    size_t &allowed = device->allocations->shared[kernel];
+    if (shared <= allowed) return STATUS_OK;
+    TRY(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+                    name));
+    allowed = shared;
+    return STATUS_OK;
+}
+
 static enum status open_on(struct device *device) {
     struct cudaDeviceProp properties;
     int driver = 0, runtime = 0;
@@ -44,6 +56,13 @@ static enum status open_on(struct device *device) {
     if (properties.major < 8) {
         return error_set(STATUS_NOT_FOUND, "cuda: %s has compute capability %d.%d; expected 8.0 (Ampere) or later",
                          properties.name, properties.major, properties.minor);
+    }
+    if (properties.sharedMemPerBlockOptin <
+        163 << 10) { /* as of 8.6, 8.9, 12.0: the tiles of attention would not fit */
+        return error_set(
+            STATUS_NOT_FOUND,
+            "cuda: %s gives a block %zu KiB of shared memory; expected at least 163 (A100, H100 and their like)",
+            properties.name, properties.sharedMemPerBlockOptin >> 10);
     }
     device->multiprocessors = properties.multiProcessorCount;
     CUDA_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking));

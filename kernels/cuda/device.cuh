@@ -45,17 +45,17 @@ enum status cuda_status(cudaError_t error, const char *what);
  * device_scratch on this device: call it once an operation and cut it up. STATUS_MEMORY. */
 enum status device_scratch(const struct ops *ops, size_t bytes, void **block);
 
+/* Lets `kernel` have `shared` bytes of dynamic shared memory from now on: once for each size that is larger than
+ * before, for the default of 48 KiB counts arrays too, and a recorded launch may need more than the next one. */
+enum status device_allow_shared(struct device *device, const void *kernel, size_t shared, const char *name);
+
 /* Starts `kernel` on the device's stream: `grid` blocks (0 in any extent: nothing to do) of `threads`, `shared` bytes
  * of dynamic shared memory (more than 48 KiB is asked for here). name: for messages. */
 template <class... P, class... A>
 enum status device_launch(const struct ops *ops, const char *name, void (*kernel)(P...), dim3 grid, int threads,
                           size_t shared, A... arguments) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return STATUS_OK;
-    if (shared > 48 * 1024) {
-        TRY(cuda_status(cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
-                        name));
-    }
+    TRY(device_allow_shared(ops->device, reinterpret_cast<const void *>(kernel), shared, name));
     cudaLaunchConfig_t config = {};
     config.gridDim = grid;
     config.blockDim = dim3(static_cast<unsigned>(threads));

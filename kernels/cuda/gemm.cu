@@ -213,6 +213,8 @@ static enum status choose(const struct gemm_cache *cache, const shape &s, recipe
     cublasLtMatmulHeuristicResult_t result;
     int count = 0;
     const size_t workspace = WORKSPACE_BYTES;
+    const uint32_t reduction =
+        CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; /* parts of a sum are added in fp32, never in bf16 */
     const uint32_t align_b = static_cast<uint32_t>(s.align_b), align_a = static_cast<uint32_t>(s.align_a),
                    align_c = static_cast<uint32_t>(s.align_c);
     TRY(blas_status(lib->preference_create(&preference), "asking for an algorithm"));
@@ -221,6 +223,7 @@ static enum status choose(const struct gemm_cache *cache, const shape &s, recipe
         const void *value;
         size_t size;
     } attributes[] = {{CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace, sizeof workspace},
+                      {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction, sizeof reduction},
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align_b, sizeof align_b},
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align_a, sizeof align_a},
                       {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align_c, sizeof align_c},
@@ -233,10 +236,13 @@ static enum status choose(const struct gemm_cache *cache, const shape &s, recipe
     if (status == STATUS_OK) {
         const cublasStatus_t found =
             lib->choose(cache->handle, r->operation, r->a, r->b, r->c, r->c, preference, 1, &result, &count);
-        r->found = found == CUBLAS_STATUS_SUCCESS && count > 0;
+        r->found = found == CUBLAS_STATUS_SUCCESS && count > 0 && result.state == CUBLAS_STATUS_SUCCESS;
         if (r->found) r->algorithm = result.algo;
-        if (found != CUBLAS_STATUS_SUCCESS && found != CUBLAS_STATUS_NOT_SUPPORTED)
+        /* An epilogue that it will not have, whatever the reason, is done by finish_kernel. */
+        const bool refused = found == CUBLAS_STATUS_NOT_SUPPORTED || s.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
+        if (found == CUBLAS_STATUS_ALLOC_FAILED || (found != CUBLAS_STATUS_SUCCESS && !refused)) {
             status = blas_status(found, "asking for an algorithm");
+        }
     }
     lib->preference_destroy(preference);
     return status;
@@ -257,6 +263,10 @@ static enum status find_recipe(const struct ops *ops, const struct gemm *a, cons
     struct gemm_cache *cache = ops->device->gemms;
     auto entry = cache->recipes.find(s);
     if (entry == cache->recipes.end()) {
+        if (ops->device->capturing) {
+            return error_set(STATUS_FAILED,
+                             "cuda: work that is recorded has a product that it did not have when it ran before");
+        }
         recipe made = {};
         enum status status = describe(cache->library, ops->real, s, &made);
         if (status == STATUS_OK) status = set_pointers(cache->library, a, s, &made);
@@ -313,14 +323,18 @@ enum status cuda_gemm(const struct ops *ops, const struct gemm *a) {
     TRY(check_gemm(ops, a));
     if (a->c.shape[0] == 0 || a->c.shape[1] == 0) return STATUS_OK;
     const bool plain = a->activation == ACTIVATION_NONE && !tensor_present(a->bias) && !tensor_present(a->pre);
+    const shape bare = shape_of(a, CUBLASLT_EPILOGUE_DEFAULT);
     recipe *r = NULL;
+    if (bare.k == 0) { /* a product of nothing is 0, and no matter for the library */
+        TRY(multiply_plainly(ops, a, bare));
+        return plain ? STATUS_OK : finish(ops, a);
+    }
     if (!plain && epilogue_serves(a)) {
         const shape s = shape_of(a, epilogue_of(a));
         TRY(find_recipe(ops, a, s, &r));
-        if (r->found && s.k > 0) return multiply(ops, a, s, r);
+        if (r->found) return multiply(ops, a, s, r);
     }
-    const shape s = shape_of(a, CUBLASLT_EPILOGUE_DEFAULT);
-    TRY(find_recipe(ops, a, s, &r));
-    TRY(r->found && s.k > 0 ? multiply(ops, a, s, r) : multiply_plainly(ops, a, s));
+    TRY(find_recipe(ops, a, bare, &r));
+    TRY(r->found ? multiply(ops, a, bare, r) : multiply_plainly(ops, a, bare));
     return plain ? STATUS_OK : finish(ops, a);
 }

@@ -103,7 +103,8 @@ static enum status record(const struct ops *ops, struct recording *recording, en
     device->capturing = true;
     enum status status = work(user);
     device->capturing = false;
-    KEEP_FIRST(status, cuda_status(cudaStreamEndCapture(device->stream, &graph), "recording work that is repeated"));
+    const cudaError_t ended = cudaStreamEndCapture(device->stream, &graph);
+    if (status == STATUS_OK) status = cuda_status(ended, "recording work that is repeated");
     if (status == STATUS_OK) {
         status = cuda_status(cudaGraphInstantiate(&recording->exec, graph, 0), "recording work that is repeated");
     }
