@@ -79,8 +79,6 @@ struct block_run {
     std::vector<std::unique_ptr<thread>> threads; /* grows; the first `count` are the block's */
     std::vector<warp> warps;
     unsigned count, alive, at_barrier;
-    int votes, voters; /* of the barrier under way; of the one that just ended */
-    int last_votes;
     thread *running;
     const std::function<void()> *body;
     alignas(128) char shared[shared_capacity];
@@ -114,17 +112,13 @@ void yield() {
 }
 
 void finish_barrier() {
-    run.last_votes = run.votes;
-    run.voters = static_cast<int>(run.at_barrier);
-    run.votes = 0;
     run.at_barrier = 0;
     for (unsigned t = 0; t < run.count; t++) {
         if (run.threads[t]->state == AT_BARRIER) run.threads[t]->state = RUNNABLE;
     }
 }
 
-int barrier(int predicate) {
-    run.votes += predicate != 0;
+void barrier() {
     run.at_barrier++;
     if (run.at_barrier == run.alive) {
         finish_barrier();
@@ -132,8 +126,6 @@ int barrier(int predicate) {
         run.running->state = AT_BARRIER;
         yield();
     }
-    /* Nobody can finish another barrier before this thread has gone on to it. */
-    return run.last_votes;
 }
 
 unsigned linear_index(uint3 t) {
@@ -243,7 +235,6 @@ void run_block(size_t dynamic_bytes) {
     start_shared(dynamic_bytes);
     run.alive = run.count;
     run.at_barrier = 0;
-    run.votes = run.last_votes = 0;
     for (warp &w : run.warps) {
         for (meeting &m : w.meetings) m.mask = m.arrived = 0;
     }
@@ -285,16 +276,7 @@ void simt_run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const std::funct
  * ------------------------------------------------------------------------------------------------ */
 
 void __syncthreads() {
-    barrier(0);
-}
-int __syncthreads_or(int predicate) {
-    return barrier(predicate) != 0;
-}
-int __syncthreads_and(int predicate) {
-    return barrier(predicate) == run.voters;
-}
-int __syncthreads_count(int predicate) {
-    return barrier(predicate);
+    barrier();
 }
 void __trap() {
     fault("trap");

@@ -25,25 +25,11 @@ inline __nv_bfloat16 __float2bfloat16(float x) {
                       : static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
     return result;
 }
-inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-    return __float2bfloat16(x);
-}
 inline __nv_bfloat16::__nv_bfloat16(float x) {
     bits = __float2bfloat16(x).bits;
 }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
     return {__float2bfloat16(x), __float2bfloat16(y)};
-}
-inline float2 __bfloat1622float2(__nv_bfloat162 x) {
-    return {__bfloat162float(x.x), __bfloat162float(x.y)};
-}
-inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 x) {
-    return x.bits;
-}
-inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short x) {
-    __nv_bfloat16 result;
-    result.bits = x;
-    return result;
 }
 
 #endif

@@ -16,7 +16,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) alignas(n)
 
@@ -30,38 +29,17 @@ struct dim3 {
 struct alignas(8) int2 {
     int x, y;
 };
-struct alignas(16) int4 {
-    int x, y, z, w;
-};
-struct alignas(8) uint2 {
-    unsigned x, y;
-};
-struct alignas(16) uint4 {
-    unsigned x, y, z, w;
+struct alignas(16) float4 {
+    float x, y, z, w;
 };
 struct alignas(8) float2 {
     float x, y;
 };
-struct alignas(16) float4 {
-    float x, y, z, w;
-};
 inline int2 make_int2(int x, int y) {
     return {x, y};
 }
-inline int4 make_int4(int x, int y, int z, int w) {
-    return {x, y, z, w};
-}
-inline uint2 make_uint2(unsigned x, unsigned y) {
-    return {x, y};
-}
-inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
-    return {x, y, z, w};
-}
 inline float2 make_float2(float x, float y) {
     return {x, y};
-}
-inline float4 make_float4(float x, float y, float z, float w) {
-    return {x, y, z, w};
 }
 
 /* --- threads --------------------------------------------------------------------------------------------------------
@@ -71,12 +49,7 @@ extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 void __syncthreads();
-int __syncthreads_or(int predicate);
-int __syncthreads_and(int predicate);
-int __syncthreads_count(int predicate);
 void __syncwarp(unsigned mask = 0xffffffffu);
-inline void __threadfence() {}
-inline void __threadfence_block() {}
 [[noreturn]] void __trap();
 
 /* Every lane of `mask` brings `size` bytes at `value`; all[lane] then points to what each brought, until the lane's
@@ -101,10 +74,6 @@ template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width
     const unsigned lane = simt_lane(), other = lane ^ static_cast<unsigned>(bits), w = static_cast<unsigned>(width);
     return simt_shuffle(mask, value, other / w > lane / w ? lane : other);
 }
-template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) {
-    const unsigned lane = simt_lane(), w = static_cast<unsigned>(width);
-    return simt_shuffle(mask, value, lane % w + by < w ? lane + by : lane);
-}
 template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32) {
     const unsigned lane = simt_lane(), w = static_cast<unsigned>(width);
     return simt_shuffle(mask, value, lane % w >= by ? lane - by : lane);
@@ -112,18 +81,6 @@ template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned by, int wid
 unsigned __ballot_sync(unsigned mask, int predicate);
 inline int __any_sync(unsigned mask, int predicate) {
     return __ballot_sync(mask, predicate) != 0;
-}
-inline int __all_sync(unsigned mask, int predicate) {
-    return __ballot_sync(mask, predicate) == mask;
-}
-template <class T> unsigned __match_any_sync(unsigned mask, T value) {
-    const char *all[32];
-    unsigned equal = 0;
-    simt_exchange(mask, &value, sizeof value, all);
-    for (unsigned lane = 0; lane < 32; lane++) {
-        if (all[lane] && memcmp(all[lane], &value, sizeof value) == 0) equal |= 1u << lane;
-    }
-    return equal;
 }
 
 /* Another thread may run before it. */
@@ -149,78 +106,14 @@ inline float atomicAdd(float *at, float value) {
 inline double atomicAdd(double *at, double value) {
     return simt_exchange_add(at, value);
 }
-template <class T> T simt_replace(T *at, T value) {
-    simt_atomic();
-    const T before = *at;
-    *at = value;
-    return before;
-}
-inline int atomicMin(int *at, int value) {
-    return simt_replace(at, value < *at ? value : *at);
-}
-inline int atomicMax(int *at, int value) {
-    return simt_replace(at, value > *at ? value : *at);
-}
-inline unsigned atomicMax(unsigned *at, unsigned value) {
-    return simt_replace(at, value > *at ? value : *at);
-}
-inline unsigned atomicOr(unsigned *at, unsigned value) {
-    return simt_replace(at, *at | value);
-}
-inline int atomicExch(int *at, int value) {
-    return simt_replace(at, value);
-}
-inline int atomicCAS(int *at, int compare, int value) {
-    return simt_replace(at, *at == compare ? value : *at);
-}
 
 void *simt_static_shared(const void *key, size_t size);
 void *simt_dynamic_shared();
 
 /* --- arithmetic ------------------------------------------------------------------------------------------------------
  */
-inline float __expf(float x) {
-    return expf(x);
-}
-inline float __logf(float x) {
-    return logf(x);
-}
-inline float __log2f(float x) {
-    return log2f(x);
-}
-inline float __fdividef(float x, float y) {
-    return x / y;
-}
-inline float rsqrtf(float x) {
-    return 1.0f / sqrtf(x);
-}
-inline float __frcp_rn(float x) {
-    return 1.0f / x;
-}
-inline float __fmaf_rn(float x, float y, float z) {
-    return fmaf(x, y, z);
-}
-inline float __fmul_rn(float x, float y) {
-    return x * y;
-}
-inline float __fadd_rn(float x, float y) {
-    return x + y;
-}
-inline void __sincosf(float x, float *s, float *c) {
-    *s = sinf(x);
-    *c = cosf(x);
-}
-inline int __popc(unsigned x) {
-    return __builtin_popcount(x);
-}
 inline int __ffs(int x) {
     return __builtin_ffs(x);
-}
-inline int __clz(int x) {
-    return x ? __builtin_clz(static_cast<unsigned>(x)) : 32;
-}
-inline unsigned __umulhi(unsigned x, unsigned y) {
-    return static_cast<unsigned>((static_cast<uint64_t>(x) * y) >> 32);
 }
 template <class To, class From> To simt_bits(From from) {
     To to;
@@ -231,13 +124,7 @@ template <class To, class From> To simt_bits(From from) {
 inline unsigned __float_as_uint(float x) {
     return simt_bits<unsigned>(x);
 }
-inline int __float_as_int(float x) {
-    return simt_bits<int>(x);
-}
 inline float __uint_as_float(unsigned x) {
-    return simt_bits<float>(x);
-}
-inline float __int_as_float(int x) {
     return simt_bits<float>(x);
 }
 template <class T> T __ldg(const T *at) {
@@ -285,10 +172,7 @@ enum cudaError_t {
     cudaErrorInsufficientDriver = 35,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3 };
-enum cudaFuncAttribute {
-    cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
-    cudaFuncAttributePreferredSharedMemoryCarveout = 9
-};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaEventDefault = 0 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1 };
 
@@ -323,8 +207,6 @@ cudaError_t cudaMemsetAsync(void *at, int value, size_t bytes, cudaStream_t stre
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
-cudaError_t cudaDeviceSynchronize();
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
