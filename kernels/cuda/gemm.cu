@@ -23,7 +23,7 @@ enum status blas_status(cublasStatus_t status, const char *what) {
 /* All that decides an algorithm. Compared byte by byte: no padding. */
 struct shape {
     int64_t m, n, k, lda, ldb, ldc, ld_pre;
-    int32_t transpose_a, transpose_b, accumulate, narrow_c, epilogue, align_a, align_b, align_c, align_pre, unused;
+    int32_t transpose_a, transpose_b, accumulate, narrow_c, epilogue, align_a, align_b, align_c, align_pre, align_bias;
     bool operator==(const shape &other) const { return memcmp(this, &other, sizeof *this) == 0; }
 };
 static_assert(sizeof(shape) == 7 * 8 + 10 * 4, "struct shape has padding");
@@ -45,10 +45,11 @@ struct recipe {
     bool found;
 };
 
-/* Where the rows of a tensor begin: the largest power of two, up to 16, that divides address and row stride. */
+/* Where the rows of a tensor begin: the largest power of two, up to 16, that divides address and row stride (none of a
+ * single row). */
 int alignment_of(struct tensor t) {
-    const uint64_t bits =
-        reinterpret_cast<uint64_t>(t.data) | static_cast<uint64_t>(t.stride[0]) * dtype_size(t.dtype) | 16;
+    const uint64_t apart = t.rank > 1 ? static_cast<uint64_t>(t.stride[0]) * dtype_size(t.dtype) : 0;
+    const uint64_t bits = reinterpret_cast<uint64_t>(t.data) | apart | 16;
     return static_cast<int>(bits & (~bits + 1));
 }
 
@@ -146,6 +147,7 @@ static shape shape_of(const struct gemm *a, int epilogue) {
     s.align_a = alignment_of(a->a);
     s.align_b = alignment_of(a->b);
     s.align_c = alignment_of(a->c);
+    if (tensor_present(a->bias)) s.align_bias = alignment_of(a->bias);
     if (tensor_present(a->pre)) {
         s.ld_pre = row_stride(a->pre);
         s.align_pre = alignment_of(a->pre);
@@ -175,7 +177,7 @@ static bool epilogue_serves(const struct gemm *a) {
     if (tensor_present(a->pre) &&
         (a->pre.dtype != DTYPE_BF16 || row_stride(a->pre) % 8 != 0 || alignment_of(a->pre) < 16))
         return false;
-    return !tensor_present(a->bias) || reinterpret_cast<uintptr_t>(a->bias.data) % 16 == 0;
+    return !tensor_present(a->bias) || alignment_of(a->bias) == 16;
 }
 
 static enum status describe(const struct blas_library *lib, enum dtype real, const shape &s, recipe *r) {
