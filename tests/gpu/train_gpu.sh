@@ -7,6 +7,7 @@ set -uo pipefail
 build=${SQUINT_BUILD:-build/release}
 squint=${SQUINT:-$build/squint} compare=${COMPARE:-$build/tests/compare_runs} mpirun=${MPIRUN:-mpirun} steps=${STEPS:-50}
 half=$((steps / 2))
+source "$(dirname "${BASH_SOURCE[0]}")/../support/check.sh"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 case $squint in /*) ;; *) squint=$PWD/$squint ;; esac
@@ -14,18 +15,6 @@ case $compare in /*) ;; *) compare=$PWD/$compare ;; esac
 cd "$work" || exit 1
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 TMPDIR=$work OMP_WAIT_POLICY=passive
 
-failures=0
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@" >out.txt 2>&1; then
-        echo "ok   $name: $(tail -n 1 out.txt)"
-    else
-        echo "FAIL $name: $*"
-        tail -n 5 out.txt
-        failures=$((failures + 1))
-    fi
-}
 
 cat >lm.yaml <<Y
 run: lm
@@ -61,10 +50,8 @@ Y
 
 # Is there a GPU? STATUS_NOT_FOUND and a build without CUDA say so before any work.
 "$squint" train lm.yaml --device=cuda --run=probe --stages.lm.steps=2 >probe.txt 2>&1 || {
-    if grep -qE "no GPU is usable|built without CUDA|is not found" probe.txt; then
-        echo "skipped: $(grep -E "no GPU is usable|built without CUDA|is not found" probe.txt | head -n 1)"
-        exit 77
-    fi
+    reason=$(grep -m 1 -E "^squint: cuda: (no GPU is usable|this program was built without CUDA|.* is not found)" probe.txt) &&
+        { echo "skipped: $reason"; exit 77; }
     cat probe.txt
     exit 1
 }

@@ -5,23 +5,12 @@ set -uo pipefail
 squint=${SQUINT:-build/release/squint}
 compare=${SQUINT_BUILD:-build/release}/tests/compare_runs
 command -v mpirun >/dev/null || { echo "skipped: mpirun is not here"; exit 77; }
+source "$(dirname "${BASH_SOURCE[0]}")/../support/check.sh"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work" || exit 1
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 TMPDIR=$work
 
-failures=0
-check() { # name, command...
-    local name=$1
-    shift
-    if "$@" >out.txt 2>&1; then
-        echo "ok   $name: $(tail -n 1 out.txt)"
-    else
-        echo "FAIL $name: $*"
-        tail -n 5 out.txt
-        failures=$((failures + 1))
-    fi
-}
 exits() { # code, command...
     local expected=$1 code=0
     shift
