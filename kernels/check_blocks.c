@@ -27,16 +27,16 @@ static enum status check_choice(const char *operation, int32_t select, int32_t s
 }
 
 static enum status check_compress(const struct ops *ops, const char *operation, const struct block_compress *a) {
-    const enum dtype real = ops->real, parameter = ops->parameter;
+    const enum dtype real = ops->real;
     TRY(check_sizes(operation, a->compress, a->stride, a->stride));
     TRY(check_tensor(operation, "x", a->x, real, 4, SHAPE(ANY, ANY, ANY, ANY)));
     const int64_t batch = a->x.shape[0], length = a->x.shape[1], groups = a->x.shape[2], width = a->x.shape[3];
     const int64_t blocks = compressed_bound(length, a->compress, a->stride);
     TRY(check_dense(operation, "start", a->start, DTYPE_I32, 2, SHAPE(batch, length)));
-    TRY(check_dense(operation, "w1", a->w1, parameter, 2, SHAPE(2 * width, a->compress * width)));
-    TRY(check_dense(operation, "b1", a->b1, parameter, 1, SHAPE(2 * width)));
-    TRY(check_dense(operation, "w2", a->w2, parameter, 2, SHAPE(width, 2 * width)));
-    TRY(check_dense(operation, "places", a->places, parameter, 2, SHAPE(a->compress, width)));
+    TRY(check_dense(operation, "w1", a->w1, real, 2, SHAPE(2 * width, a->compress * width)));
+    TRY(check_dense(operation, "b1", a->b1, real, 1, SHAPE(2 * width)));
+    TRY(check_dense(operation, "w2", a->w2, real, 2, SHAPE(width, 2 * width)));
+    TRY(check_dense(operation, "places", a->places, real, 2, SHAPE(a->compress, width)));
     TRY(check_dense(operation, "out", a->out, real, 4, SHAPE(batch, blocks, groups, width)));
     return check_dense(operation, "pre", a->pre, real, 4, SHAPE(batch, blocks, groups, 2 * width));
 }

@@ -206,13 +206,13 @@ static inline int64_t compressed_bound(int64_t length, int64_t compress, int64_t
 }
 
 /* out = mean_r x_r + W2·gelu(W1·vec(x_r + places_r) + b1) for every compressed block, r = 0 … l−1 over its tokens.
- * x [B,T,G,D]: real, any strides with a dense last dimension. w1 [2D, l·D], b1 [2D], w2 [D,2D], places [l,D]: parameter dtype.
+ * x [B,T,G,D]: real, any strides with a dense last dimension. w1 [2D, l·D], b1 [2D], w2 [D,2D], places [l,D]: real.
  * out [B,Nb,G,D], pre [B,Nb,G,2D] (what gelu takes; kept for the backward pass): real. */
 struct block_compress {
     struct tensor x, start, w1, b1, w2, places, out, pre;
     int32_t compress, stride;
 };
-/* dx [B,T,G,D], any strides: +=. dw1, db1, dw2, dplaces: += when present. d_out [B,Nb,G,D]. */
+/* dx [B,T,G,D], any strides: +=. dw1, db1, dw2, dplaces (parameter dtype): += when present. d_out [B,Nb,G,D]. */
 struct block_compress_backward {
     struct block_compress forward;
     struct tensor d_out, dx, dw1, db1, dw2, dplaces;

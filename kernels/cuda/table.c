@@ -1,38 +1,9 @@
-/* The CUDA table: fp32 or bf16 activations. Operations that have no kernel here say so when they are called. */
+/* The CUDA table: fp32 or bf16 activations. */
 #include "kernels/cuda/cuda.h"
 
 #include "base/memory.h"
 
 #include <stdlib.h>
-
-/* An operation's arguments are a struct of its own name. */
-#define UNAVAILABLE(operation)                                                                                         \
-    static enum status no_##operation(const struct ops *ops, const struct operation *arguments) {                      \
-        (void)arguments;                                                                                               \
-        return error_set(STATUS_USAGE,                                                                                 \
-                         #operation ": no form on %s, where the kinds full and masks run; use --device cpu",           \
-                         ops->name);                                                                                   \
-    }
-UNAVAILABLE(linear_attention)
-UNAVAILABLE(linear_attention_backward)
-UNAVAILABLE(linear_attention_weights)
-UNAVAILABLE(linear_attention_decode)
-UNAVAILABLE(block_compress)
-UNAVAILABLE(block_compress_backward)
-UNAVAILABLE(compressed_attention)
-UNAVAILABLE(compressed_attention_backward)
-UNAVAILABLE(compressed_decode)
-UNAVAILABLE(block_attention)
-UNAVAILABLE(block_attention_backward)
-UNAVAILABLE(gate_mix)
-UNAVAILABLE(gate_mix_backward)
-UNAVAILABLE(block_mass)
-UNAVAILABLE(index_pool)
-UNAVAILABLE(index_select)
-UNAVAILABLE(index_decode)
-UNAVAILABLE(token_attention)
-UNAVAILABLE(token_attention_backward)
-UNAVAILABLE(index_learn)
 
 static const struct ops table = {
     .parameter = DTYPE_F32,
@@ -66,26 +37,26 @@ static const struct ops table = {
     .attention = cuda_attention,
     .attention_backward = cuda_attention_backward,
     .attention_decode = cuda_attention_decode,
-    .linear_attention = no_linear_attention,
-    .linear_attention_backward = no_linear_attention_backward,
-    .linear_attention_weights = no_linear_attention_weights,
-    .linear_attention_decode = no_linear_attention_decode,
-    .block_compress = no_block_compress,
-    .block_compress_backward = no_block_compress_backward,
-    .compressed_attention = no_compressed_attention,
-    .compressed_attention_backward = no_compressed_attention_backward,
-    .compressed_decode = no_compressed_decode,
-    .block_attention = no_block_attention,
-    .block_attention_backward = no_block_attention_backward,
-    .gate_mix = no_gate_mix,
-    .gate_mix_backward = no_gate_mix_backward,
-    .block_mass = no_block_mass,
-    .index_pool = no_index_pool,
-    .index_select = no_index_select,
-    .index_decode = no_index_decode,
-    .token_attention = no_token_attention,
-    .token_attention_backward = no_token_attention_backward,
-    .index_learn = no_index_learn,
+    .linear_attention = cuda_linear_attention,
+    .linear_attention_backward = cuda_linear_attention_backward,
+    .linear_attention_weights = cuda_linear_attention_weights,
+    .linear_attention_decode = cuda_linear_attention_decode,
+    .block_compress = cuda_block_compress,
+    .block_compress_backward = cuda_block_compress_backward,
+    .compressed_attention = cuda_compressed_attention,
+    .compressed_attention_backward = cuda_compressed_attention_backward,
+    .compressed_decode = cuda_compressed_decode,
+    .block_attention = cuda_block_attention,
+    .block_attention_backward = cuda_block_attention_backward,
+    .gate_mix = cuda_gate_mix,
+    .gate_mix_backward = cuda_gate_mix_backward,
+    .block_mass = cuda_block_mass,
+    .index_pool = cuda_index_pool,
+    .index_select = cuda_index_select,
+    .index_decode = cuda_index_decode,
+    .token_attention = cuda_token_attention,
+    .token_attention_backward = cuda_token_attention_backward,
+    .index_learn = cuda_index_learn,
     .loss_rows = cuda_loss_rows,
     .log_softmax = cuda_log_softmax,
     .sum = cuda_sum,

@@ -1,10 +1,15 @@
-/* Numbers of test cases and how they come into tensors: what the cases of nsa and of the indexer share. */
+/* Numbers of test cases and how they come into tensors: what the cases of linear attention, nsa and the indexer share.
+ */
 #ifndef SQUINT_TESTS_OPS_CASE_ARRAYS_H
 #define SQUINT_TESTS_OPS_CASE_ARRAYS_H
 
-#include "base/tensor.h"
+#include "base/bf16.h"
+#include "base/memory.h"
+#include "kernels/ops.h"
+#include "support/check.h"
 
 #include <stdint.h>
+#include <stdlib.h>
 
 /* Element n of input `part`: in [-1, 1), a multiple of 2^-15; tests/oracles/draws.py has the same. */
 static inline double case_draw(int64_t n, int64_t part) {
@@ -14,8 +19,13 @@ static inline double case_draw(int64_t n, int64_t part) {
     return (double)((int64_t)(x % 65536) - 32768) / 32768;
 }
 
-/* Copies between an array and a view of any strides, dense last dimension, in host memory. */
-static inline void case_move(struct tensor t, double *array, bool to_device) {
+/* Rounds to bf16 what a bf16 table and its oracle both are given. */
+static inline void case_round_bf16(double *array, int64_t count) {
+    for (int64_t n = 0; n < count; n++) array[n] = (double)bf16_to_float(bf16_from_float((float)array[n]));
+}
+
+/* Copies between an array and a view of any strides, dense last dimension, in memory that the host reads. */
+static inline void case_move_here(struct tensor t, double *array, bool to_device) {
     for (int64_t n = 0; n < tensor_count(t); n++) {
         int64_t offset = 0, rest = n;
         for (int i = t.rank - 1; i >= 0; i--) {
@@ -26,7 +36,40 @@ static inline void case_move(struct tensor t, double *array, bool to_device) {
         if (t.dtype == DTYPE_F64 && !to_device) array[n] = ((double *)t.data)[offset];
         if (t.dtype == DTYPE_F32 && to_device) ((float *)t.data)[offset] = (float)array[n];
         if (t.dtype == DTYPE_F32 && !to_device) array[n] = (double)((float *)t.data)[offset];
+        if (t.dtype == DTYPE_BF16 && to_device) ((uint16_t *)t.data)[offset] = bf16_from_float((float)array[n]);
+        if (t.dtype == DTYPE_BF16 && !to_device) array[n] = (double)bf16_to_float(((uint16_t *)t.data)[offset]);
     }
+}
+
+/* The same in the memory of any table. */
+static inline void case_move(const struct ops *ops, struct tensor t, double *array, bool to_device) {
+    CHECK_OK(ops->synchronise(ops));
+    if (ops->host_memory) {
+        case_move_here(t, array, to_device);
+        return;
+    }
+    struct tensor here = {.dtype = t.dtype == DTYPE_BF16 ? DTYPE_F32 : t.dtype, .rank = t.rank};
+    int64_t stride = 1;
+    for (int i = t.rank - 1; i >= 0; stride *= t.shape[i--]) {
+        here.shape[i] = t.shape[i];
+        here.stride[i] = stride;
+    }
+    struct tensor there = here;
+    if (tensor_count(t) == 0) return;
+    CHECK_OK(memory_new(tensor_bytes(here), 1, "a copy", &here.data));
+    CHECK_OK(ops->allocate(ops, tensor_bytes(there), &there.data));
+    if (to_device) {
+        case_move_here(here, array, true);
+        CHECK_OK(ops->upload(ops, there, here.data));
+        CHECK_OK(ops->copy(ops, there, t));
+    } else {
+        CHECK_OK(ops->copy(ops, t, there));
+        CHECK_OK(ops->download(ops, there, here.data));
+        case_move_here(here, array, false);
+    }
+    CHECK_OK(ops->synchronise(ops));
+    ops->release(ops, there.data);
+    free(here.data);
 }
 
 #endif

@@ -211,9 +211,9 @@ static void open_case(struct device_case *d) {
     take_fused(d, INPUT_Q, 3, d->gradients);
     take_fused(d, INPUT_R, 3, d->gradients + INPUT_R);
     take_fused(d, INPUT_R, 3, d->gradients + INPUT_LEARNING);
-    for (int n = 0; n < INPUTS; n++) case_move(d->inputs[n], d->x->inputs[n], true);
+    for (int n = 0; n < INPUTS; n++) case_move(d->ops, d->inputs[n], d->x->inputs[n], true);
     d->d_o = take(d, tensor_4d(NULL, ops->real, row->batch, row->length, row->heads, row->width));
-    case_move(d->d_o, d->x->d_o, true);
+    case_move(d->ops, d->d_o, d->x->d_o, true);
     d->o = take(d, d->d_o);
     d->log_sums = take(d, tensor_3d(NULL, ops->statistic, row->batch, row->heads, row->length));
     for (int n = 0; n < 2; n++) {
@@ -335,25 +335,25 @@ void index_run(const struct ops *ops, const struct index_case *row, struct index
         pool(&d);
         choose(&d, INDEX_LEARNED, 0, d.chosen);
         choose(&d, INDEX_ATTENTION, 0, d.by_attention);
-        case_move(d.pooled, x->outputs[OUTPUT_POOLED], false);
+        case_move(ops, d.pooled, x->outputs[OUTPUT_POOLED], false);
         CHECK_OK(ops->download(ops, d.chosen, x->chosen));
         CHECK_OK(ops->download(ops, d.by_attention, x->by_attention));
     }
     if (parts & RUN_ATTEND) {
         attend(&d, backward);
-        case_move(d.o, x->outputs[OUTPUT_O], false);
-        case_move(d.log_sums, x->outputs[OUTPUT_LOG_SUMS], false);
-        for (int n = 0; backward && n < INPUT_R; n++) case_move(d.gradients[n], x->gradients[n], false);
+        case_move(ops, d.o, x->outputs[OUTPUT_O], false);
+        case_move(ops, d.log_sums, x->outputs[OUTPUT_LOG_SUMS], false);
+        for (int n = 0; backward && n < INPUT_R; n++) case_move(ops, d.gradients[n], x->gradients[n], false);
     }
     if (parts & RUN_LEARN) {
         for (int n = 0; n < 2; n++) {
             learn(&d, n, backward);
-            case_move(d.losses[n], x->outputs[OUTPUT_ALL + n], false);
+            case_move(ops, d.losses[n], x->outputs[OUTPUT_ALL + n], false);
             check_loss(&d, d.loss[n], x->outputs[OUTPUT_ALL + n]);
         }
-        case_move(d.hits, x->outputs[OUTPUT_HITS], false);
+        case_move(ops, d.hits, x->outputs[OUTPUT_HITS], false);
         x->outputs[OUTPUT_HITS][0] -= hits_before;
-        for (int n = INPUT_R; backward && n < GRADIENTS; n++) case_move(d.gradients[n], x->gradients[n], false);
+        for (int n = INPUT_R; backward && n < GRADIENTS; n++) case_move(ops, d.gradients[n], x->gradients[n], false);
     }
     close_case(&d);
 }

@@ -1,5 +1,7 @@
 #include "ops/linear_case.h"
 
+#include "ops/case_arrays.h"
+
 #include "base/memory.h"
 #include "support/check.h"
 
@@ -70,30 +72,22 @@ void linear_free(struct linear_arrays *x) {
 }
 
 /* A table's copy of an array; none for an absent one. */
-static struct tensor to_device(const struct ops *ops, const double *from, int64_t count) {
+static struct tensor to_device(const struct ops *ops, enum dtype dtype, double *from, int64_t count) {
     if (count == 0) return tensor_none();
-    struct tensor t = tensor_1d(NULL, ops->real, count);
+    struct tensor t = tensor_1d(NULL, dtype, count);
     CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
-    void *host;
-    CHECK_OK(memory_new((size_t)count, sizeof(double), "a copy", &host));
-    for (int64_t n = 0; n < count; n++)
-        if (t.dtype == DTYPE_F64)
-            ((double *)host)[n] = from[n];
-        else
-            ((float *)host)[n] = (float)from[n];
-    CHECK_OK(ops->upload(ops, t, host));
-    free(host);
+    case_move(ops, t, from, true);
     return t;
 }
 
 static void from_device(const struct ops *ops, struct tensor t, double *to) {
-    void *host;
-    if (!tensor_present(t)) return;
-    CHECK_OK(memory_new((size_t)tensor_count(t), sizeof(double), "a copy", &host));
-    CHECK_OK(ops->download(ops, t, host));
-    for (int64_t n = 0; n < tensor_count(t); n++)
-        to[n] = t.dtype == DTYPE_F64 ? ((double *)host)[n] : (double)((float *)host)[n];
-    free(host);
+    if (tensor_present(t)) case_move(ops, t, to, false);
+}
+
+/* Of input n, and of its gradient. */
+static enum dtype dtype_of(const struct ops *ops, int n, bool gradient) {
+    if (n == LINEAR_BETA) return ops->statistic;
+    return gradient && n >= LINEAR_Q_MAP ? ops->parameter : ops->real;
 }
 
 static struct tensor to_device_ids(const struct ops *ops, const int32_t *from, int64_t count) {
@@ -124,7 +118,7 @@ static struct fused open_fused(const struct ops *ops, const struct linear_case *
     double *matrix = new_array(tokens * (query + 2 * key));
     struct fused x;
     interleave(row, matrix, parts, false);
-    x.block = to_device(ops, matrix, tokens * (query + 2 * key));
+    x.block = to_device(ops, ops->real, matrix, tokens * (query + 2 * key));
     free(matrix);
     const struct tensor whole = tensor_2d(x.block.data, ops->real, tokens, query + 2 * key);
     for (int n = 0; n < 3; n++)
@@ -152,9 +146,10 @@ static struct features features_of(const struct linear_case *row, const struct t
 void linear_run(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x, bool backward) {
     struct fused in = open_fused(ops, row, x->in);
     struct tensor p[LINEAR_INPUTS] = {0}, d[LINEAR_INPUTS] = {0};
-    for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) p[n] = to_device(ops, x->in[n], x->counts[n]);
-    struct tensor o = to_device(ops, x->gradient[LINEAR_D_O], x->counts[LINEAR_D_O]);
-    struct tensor sums = to_device(ops, x->log_sums, row->batch * row->heads * row->length);
+    for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++)
+        p[n] = to_device(ops, dtype_of(ops, n, false), x->in[n], x->counts[n]);
+    struct tensor o = to_device(ops, ops->real, x->gradient[LINEAR_D_O], x->counts[LINEAR_D_O]);
+    struct tensor sums = to_device(ops, ops->statistic, x->log_sums, row->batch * row->heads * row->length);
     struct tensor start = to_device_ids(ops, x->start, row->batch * row->length);
     struct tensor dropped = to_device_ids(ops, x->no_window, row->batch);
     struct linear_attention_backward g = {0};
@@ -172,9 +167,10 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
     a->scale = 1 / sqrt((double)row->width);
     CHECK_OK(ops->linear_attention(ops, a));
     if (backward) {
-        struct tensor d_o = to_device(ops, x->in[LINEAR_D_O], x->counts[LINEAR_D_O]);
+        struct tensor d_o = to_device(ops, ops->real, x->in[LINEAR_D_O], x->counts[LINEAR_D_O]);
         struct fused out = open_fused(ops, row, x->gradient);
-        for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) d[n] = to_device(ops, x->gradient[n], x->counts[n]);
+        for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++)
+            d[n] = to_device(ops, dtype_of(ops, n, true), x->gradient[n], x->counts[n]);
         g.d_o = tensor_4d(d_o.data, d_o.dtype, row->batch, row->length, row->heads, row->width);
         g.dq = out.views[0];
         g.dk = out.views[1];
@@ -213,8 +209,8 @@ void linear_run_weights(const struct ops *ops, const struct linear_case *row, st
     struct fused taught = open_fused(ops, row, (double *[]){x->in[LINEAR_D_O], x->in[LINEAR_V], x->in[LINEAR_V]});
     struct tensor p[LINEAR_INPUTS] = {0}, d[LINEAR_INPUTS] = {0};
     for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) {
-        p[n] = to_device(ops, x->in[n], x->counts[n]);
-        d[n] = to_device(ops, x->gradient[n], x->counts[n]);
+        p[n] = to_device(ops, dtype_of(ops, n, false), x->in[n], x->counts[n]);
+        d[n] = to_device(ops, dtype_of(ops, n, true), x->gradient[n], x->counts[n]);
     }
     struct tensor start = to_device_ids(ops, x->start, row->batch * row->length);
     struct tensor dropped = to_device_ids(ops, x->no_window, row->batch), loss = to_device_loss(ops, run->loss);

@@ -179,12 +179,12 @@ static void open_case(struct device_case *d, const struct nsa_arrays *x) {
     take_qkv(d, d->gradients);
     for (int n = NSA_LOGITS; n < NSA_INPUTS; n++) d->inputs[n] = take(d, shape_of(row, real, n));
     for (int n = NSA_LOGITS; n < NSA_LEARNING; n++) {
-        d->gradients[n] = take(d, shape_of(row, real, n));
+        d->gradients[n] = take(d, shape_of(row, n == NSA_LOGITS ? real : d->ops->parameter, n));
         CHECK_OK(d->ops->fill(d->ops, d->gradients[n], 0)); /* they accumulate */
     }
-    for (int n = 0; n < NSA_INPUTS; n++) case_move(d->inputs[n], x->inputs[n], true);
+    for (int n = 0; n < NSA_INPUTS; n++) case_move(d->ops, d->inputs[n], x->inputs[n], true);
     d->d_o = take(d, tensor_4d(NULL, real, row->batch, row->length, row->heads, row->width));
-    case_move(d->d_o, x->d_o, true);
+    case_move(d->ops, d->d_o, x->d_o, true);
     d->o = take(d, d->d_o);
     for (int n = 0; n < 2; n++) {
         d->compressed[n] = take(d, tensor_4d(NULL, real, row->batch, blocks, row->groups, row->width));
@@ -357,12 +357,12 @@ void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_array
         const struct block_mass mass = mass_of(&d, false);
         CHECK_OK(ops->block_mass(ops, &mass));
     }
-    case_move(d.o, x->outputs[NSA_O], false);
-    case_move(d.branches[0], x->outputs[NSA_COMPRESSED], false);
-    case_move(d.losses, x->outputs[NSA_LOSSES], false);
+    case_move(ops, d.o, x->outputs[NSA_O], false);
+    case_move(ops, d.branches[0], x->outputs[NSA_COMPRESSED], false);
+    case_move(ops, d.losses, x->outputs[NSA_LOSSES], false);
     check_loss(&d, x->outputs[NSA_LOSSES]);
     CHECK_OK(ops->download(ops, d.chosen, x->chosen));
-    for (int n = 0; with_backward && n < NSA_LEARNING; n++) case_move(d.gradients[n], x->gradients[n], false);
+    for (int n = 0; with_backward && n < NSA_LEARNING; n++) case_move(ops, d.gradients[n], x->gradients[n], false);
     for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
 }
 
