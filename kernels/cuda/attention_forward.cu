@@ -322,7 +322,7 @@ template <class S> enum status order_rows(const attention_problem &p, int64_t ba
                          static_cast<long long>(tiles * pairs));
     g->p = p;
     g->order = order_blocks(tiles, pairs,
-                            int64_t{2} * p.length * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share,
+                            int64_t{2} * p.keys * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share,
                             p.causal);
     *grid = dim3(static_cast<unsigned>(tiles * pairs));
     return STATUS_OK;
@@ -365,16 +365,19 @@ enum status attention_sums(const struct ops *ops, const attention_problem &p, in
     });
 }
 
+enum status attention_forward(const struct ops *ops, const attention_problem &p, int64_t batch) {
+    return with_real(ops, [&](auto real) {
+        return with_padded_width(p.width, [&](auto width) {
+            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p, batch);
+        });
+    });
+}
+
 enum status cuda_attention(const struct ops *ops, const struct attention *a) {
     TRY(check_attention(ops, a));
     void *memory;
     TRY(device_scratch(ops, attention_plan_bytes(a), &memory));
     attention_problem p;
     TRY(attention_plan(ops, "attention", a, static_cast<char *>(memory), &p));
-    return with_real(ops, [&](auto real) {
-        return with_padded_width(p.width, [&](auto width) {
-            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p,
-                                                                                                      a->q.shape[0]);
-        });
-    });
+    return attention_forward(ops, p, a->q.shape[0]);
 }

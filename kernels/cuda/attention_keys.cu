@@ -50,8 +50,9 @@ template <class S> __device__ tile_walk walk_queries(const attention_problem &p,
     int reach = 0;
     for (int m = 0; m < count; m++)
         if (coefficient_of(p, h, m) != 0.0f) reach = max(reach, p.rules[m].reach);
-    const int64_t end = min(static_cast<int64_t>(key) + S::rows + reach, static_cast<int64_t>(p.length));
-    const int first = p.causal ? key : max(key - reach, 0);
+    const int64_t at = static_cast<int64_t>(key) * p.key_step;
+    const int64_t end = min(at + S::rows + reach, static_cast<int64_t>(p.length));
+    const int first = static_cast<int>(p.causal ? min(at, static_cast<int64_t>(p.length)) : max(key - reach, 0));
     return walk_tiles(first / S::columns, static_cast<int>((end + S::columns - 1) / S::columns));
 }
 
@@ -212,9 +213,9 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const int key = place.tile * S::rows, count = COUNT ? COUNT : p.count;
     const keys_memory<S> memory(shared_memory(), count);
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.keys, attention_rows<const T>(p.k, b, group), p.k.token,
-                                                        key, p.length, p.width, p.k.vector);
+                                                        key, p.keys, p.width, p.k.vector);
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.values, attention_rows<const T>(p.v, b, group),
-                                                        p.v.token, key, p.length, p.width, p.v.vector);
+                                                        p.v.token, key, p.keys, p.width, p.v.vector);
     float dk[S::tiles][S::out / 8][4], dv[S::tiles][S::out / 8][4];
     clear_sums(dk);
     clear_sums(dv);
@@ -248,17 +249,17 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const int first = key + warp_number() * S::tiles * 16;
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = p.scale;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.length, part * S::out, p.width,
-                                 g.dk.vector, dk, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.keys, part * S::out, p.width,
+                                 g.dk.vector, dk, factor, g.accumulate_kv);
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = 1.0f;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.length, part * S::out, p.width,
-                                 g.dv.vector, dv, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.keys, part * S::out, p.width,
+                                 g.dv.vector, dv, factor, g.accumulate_kv);
 }
 
 template <class S> enum status run_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
     const attention_problem &p = g.f;
-    const int64_t tiles = divide_up(p.length, S::rows), pairs = batch * (p.heads / p.share) * S::parts;
+    const int64_t tiles = divide_up(p.keys, S::rows), pairs = batch * (p.heads / p.share) * S::parts;
     if (tiles * pairs > INT_MAX)
         return error_set(STATUS_SHAPE, "attention_backward: expected up to %d tiles of keys, found %lld", INT_MAX,
                          static_cast<long long>(tiles * pairs));

@@ -62,11 +62,12 @@ __device__ inline void load_rows(T *tile, const T *from, int64_t step, int first
     }
 }
 
-/* Rows of the warp's sums, times factor[tile][half], to rows first … of `to`; `first` is that of the warp; the sums'
- * columns are first_column … of the head. */
+/* Rows of the warp's sums, times factor[tile][half], to (accumulate: added to) rows first … of `to`; `first` is that of
+ * the warp; the sums' columns are first_column … of the head. */
 template <int TILES, int OUT, class T>
 __device__ inline void store_rows(T *to, int64_t step, int first, int length, int first_column, int width, bool vector,
-                                  const float (&sums)[TILES][OUT / 8][4], const float (&factor)[TILES][2]) {
+                                  const float (&sums)[TILES][OUT / 8][4], const float (&factor)[TILES][2],
+                                  bool accumulate = false) {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -77,13 +78,18 @@ __device__ inline void store_rows(T *to, int64_t step, int first, int length, in
 #pragma unroll
             for (int n = 0; n < OUT / 8; n++) {
                 const int column = n * 8 + lane_column();
-                const float pair[2] = {factor[tile][half] * sums[tile][n][2 * half],
-                                       factor[tile][half] * sums[tile][n][2 * half + 1]};
-                if (vector && first_column + column < width) {
+                const bool both = first_column + column + 1 < width, one = first_column + column < width;
+                float pair[2] = {factor[tile][half] * sums[tile][n][2 * half],
+                                 factor[tile][half] * sums[tile][n][2 * half + 1]};
+                if (accumulate) {
+                    if (one) pair[0] += to_float(at[column]);
+                    if (both) pair[1] += to_float(at[column + 1]);
+                }
+                if (vector && one) {
                     store_pack<2>(at + column, pair);
                 } else {
-                    if (first_column + column < width) at[column] = from_float<T>(pair[0]);
-                    if (first_column + column + 1 < width) at[column + 1] = from_float<T>(pair[1]);
+                    if (one) at[column] = from_float<T>(pair[0]);
+                    if (both) at[column + 1] = from_float<T>(pair[1]);
                 }
             }
         }
