@@ -32,12 +32,16 @@ enum status feature_maps_plan(const struct attention_layer *layer, struct arena 
     return STATUS_OK;
 }
 
+bool feature_maps_drop(const struct feature_maps *maps, const struct attention_context *context) {
+    return context->training && context->attention_stage && maps->window_dropout > 0 && maps->window > 0;
+}
+
 /* Which sequences run without their window: a function of the seed, the layer and the sample alone. */
 static enum status drop_windows(const struct attention_layer *layer, const struct feature_maps *maps,
                                 const struct attention_pass *pass) {
     const struct attention_context *context = &pass->context;
     struct feature_maps_saved *saved = pass->saved;
-    saved->dropped = context->training && context->attention_stage && maps->window_dropout > 0 && maps->window > 0;
+    saved->dropped = feature_maps_drop(maps, context);
     if (!saved->dropped) return STATUS_OK;
     for (int64_t b = 0; b < pass->batch; b++) {
         const uint64_t stream = rng_substream(RNG_WINDOW, (uint64_t)layer->layer);
