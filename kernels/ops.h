@@ -414,6 +414,13 @@ struct device_memory { /* bytes; 0: unknown */
     double used, peak; /* by this process, now and at most: of host memory its resident set, of a GPU what it allocated */
 };
 
+/* A kernel that comes in several forms (sizes of its tiles), which differ in time, and in results by rounding. */
+struct tunable {
+    const char *name;
+    int forms;     /* 0 … forms−1; 0 is what is used until another is set */
+    bool backward; /* its time is part of attention's backward pass, else of the forward pass */
+};
+
 struct ops {
     const char *name;   /* "cpu", "cpu-f64", "guard(cpu)", "cuda" */
     enum dtype real;      /* dtype of activations */
@@ -442,6 +449,11 @@ struct ops {
     size_t (*scratch_bytes)(const struct ops *ops);
     /* What memory there is where `allocate` takes it. */
     void (*memory)(const struct ops *ops, struct device_memory *memory);
+    /* Tables without such kernels have NULL for both. *tunable: kernel `number`, from 0; false past the last. set_form: the form
+     * that it takes from now on for heads of `width` and sequences of `length` tokens, and for what the table counts as alike.
+     * STATUS_USAGE: there is no such form. Work that was recorded before keeps its own. */
+    bool (*tunable)(const struct ops *ops, int number, struct tunable *tunable);
+    enum status (*set_form)(const struct ops *ops, int number, int64_t width, int64_t length, int form);
 
     /* ---- data movement and pointwise ---------------------------------------------------------------------------- */
     /* to = from, element by element, converting between F32, F64, BF16; strided rows allowed; shapes equal. */

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "commands/bench_kinds.h"
 #include "commands/bench_step.h"
+#include "commands/bench_tune.h"
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "data-prep/tokenizer.h"
@@ -378,7 +379,7 @@ done:
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}};
+} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}, {"tune", bench_tune}};
 
 static enum status run(int argc, char **argv) {
     static char name[64];
@@ -391,7 +392,7 @@ static enum status run(int argc, char **argv) {
         return benches[i].run(argc - 1, argv + 1);
     }
     return error_set(STATUS_USAGE,
-                     "bench: expected attention, decode, step or prep, found \"%s\"; see squint bench --help", what);
+                     "bench: expected attention, decode, step, prep or tune, found \"%s\"; see squint bench --help", what);
 }
 
 const struct command command_bench = {
@@ -401,6 +402,7 @@ const struct command command_bench = {
             "       squint bench decode [options]\n"
             "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
+            "       squint bench tune [--out FILE] [options]\n"
             "\n"
             "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind\n"
             "takes over each, and growth from the length before: of time, memory, and the forward pass as counted.\n"
@@ -421,6 +423,10 @@ const struct command command_bench = {
             "  --train \"new, attn\"                                        what trains, as in a recipe\n"
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
+            "tune: kernels of a GPU that come in several sizes of tiles: medians of each, by turns; --out writes which was\n"
+            "fastest where, and SQUINT_TUNING=FILE in the environment makes every command use it (no deterministic run "
+            "does).\n"
+            "  --lengths 1024 4096 16384 65536 --widths 64 128 --batch 1 --heads 12 --rounds 11\n"
             "all:\n"
             "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
             "in bf16,\n"
