@@ -65,7 +65,8 @@ static enum status run_step(int argc, char **argv) {
                                    .batch = 2,
                                    .length = 512,
                                    .steps = 5,
-                                   .candidates = "window(256), sinks(4)",
+                                   .attention = "kind: masks, candidates: [window(256), sinks(4)]",
+                                   .recompute = "auto",
                                    .train = "new, attn",
                                    .precision = "fp32",
                                    .temporary = temporary ? temporary : "/tmp"};
@@ -79,7 +80,8 @@ static enum status run_step(int argc, char **argv) {
         {"batch", OPTION_INTEGER, &o.batch, 1, 65536},
         {"length", OPTION_INTEGER, &o.length, 1, 1e7},
         {"steps", OPTION_INTEGER, &o.steps, 1, 100000},
-        {"candidates", OPTION_TEXT, &o.candidates, 0, 0},
+        {"attention", OPTION_TEXT, &o.attention, 0, 0},
+        {"recompute", OPTION_TEXT, &o.recompute, 0, 0},
         {"train", OPTION_TEXT, &o.train, 0, 0},
         {"precision", OPTION_TEXT, &o.precision, 0, 0},
         {"device", OPTION_TEXT, &o.device, 0, 0},
@@ -419,7 +421,8 @@ const struct command command_bench = {
             "step: a step of distillation, teacher and student of GPT-2's shape with random weights; medians.\n"
             "  --layers 12 --heads 12 --width 768 --vocabulary 50257      the shape (GPT-2 124M)\n"
             "  --batch 2 --length 512 --steps 5                           B, T, how many steps are timed\n"
-            "  --candidates \"window(256), sinks(4)\"                       the student's masks\n"
+            "  --attention \"kind: masks, candidates: [window(256), sinks(4)]\"   the student's, as in a recipe\n"
+            "  --recompute auto|none|layer                                keep every layer, or only its input\n"
             "  --train \"new, attn\"                                        what trains, as in a recipe\n"
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
