@@ -150,9 +150,8 @@ static bool layer_learns(const struct plan *plan, int64_t layer) {
 /* The student's layer beside the teacher's, whose passes these are. */
 static enum status align_forward(struct plan *plan, struct plan *teacher, int64_t layer, struct attention_pass *pass) {
     const struct attention_layer *attention = &plan->model->layers[layer], *taught = &teacher->model->layers[layer];
-    const struct linear *projection = &plan->params[layer].qkv;
     const struct layer_saved *target = &teacher->saved[layer], *s = &plan->saved[layer];
-    const bool own = projection->weight->owned || projection->lora_a || (projection->bias && projection->bias->owned);
+    const bool own = linear_is_own(&plan->params[layer].qkv);
     struct attention_pass lesson = attention_pass_of(teacher, layer, target->n1, target->qkv, target->o);
     TRY(taught->kind->forward(taught, &lesson));
     if (own) TRY(layer_project(plan, layer, target->n1, s->qkv, s->qkv_low));

@@ -121,8 +121,10 @@ static enum status build_align(struct plan *plan, struct arena *arena) {
     take_common(plan, arena);
     take_attention_gradients(plan, arena);
     plan->sums = arena_2d(arena, DTYPE_F64, c->layers, 2);
+    bool own = false; /* else the teacher's q, k, v are the student's */
+    for (int64_t l = 0; l < c->layers; l++) own = own || linear_is_own(&plan->params[l].qkv);
     struct layer_saved shared = {
-        .qkv = arena_2d(arena, real, plan->rows, model_qkv_width(c)),
+        .qkv = own ? arena_2d(arena, real, plan->rows, model_qkv_width(c)) : tensor_none(),
         .o = arena_2d(arena, real, plan->rows, c->heads * c->head_width),
     };
     if (model->lora.rank > 0) shared.qkv_low = arena_2d(arena, real, plan->rows, model->lora.rank);
