@@ -7,5 +7,5 @@
         return error_set(STATUS_USAGE, #operation ": no form on %s; use --device cpu", ops->name);                     \
     }
 
-UNAVAILABLE(token_attention_backward)
+
 UNAVAILABLE(index_learn)

@@ -23,11 +23,11 @@ static void run_table(const char *name, const struct index_case *rows, int count
 
 static void attend_f32(void **state) {
     (void)state;
-    run_table("cuda-f32", tokens_shapes, tokens_shape_count, 1000, RUN_ATTEND);
+    run_table("cuda-f32", tokens_shapes, tokens_shape_count, 1000, RUN_ATTEND | RUN_BACKWARD);
 }
 static void attend_bf16(void **state) {
     (void)state;
-    run_table("cuda", tokens_shapes, tokens_shape_count, 1000, RUN_ATTEND);
+    run_table("cuda", tokens_shapes, tokens_shape_count, 1000, RUN_ATTEND | RUN_BACKWARD);
 }
 
 int main(int argc, char **argv) {
