@@ -36,30 +36,6 @@ struct keys_arguments {
     int tiles; /* of a sequence */
 };
 
-/* What the queries of a tile are that arithmetic tells. */
-struct tile_reach {
-    bool sinks; /* some of the keys are */
-    int first, dense_end /* as key_source has it */;
-};
-__device__ tile_reach reach_of(const token_sets &sets, int64_t b, int tile, int own) {
-    const int first = tile * own, last = min(first + own, sets.length) - 1;
-    const int32_t *begin = sets.begin + b * sets.length;
-    const int end = sets.end[b * sets.length + last];
-    bool sinks = false;
-    for (int key = first; key <= last; key++) sinks |= key - begin[key] < sets.sinks;
-    return tile_reach{sinks, first, sinks ? end : min(last + sets.window, end)};
-}
-
-/* Entries of list s of a tile: their count, and *from the first one. */
-__device__ int entries_of(const keys_arguments &a, int64_t b, int64_t s, int tile, const int32_t **from) {
-    *from = nullptr;
-    if (!a.lists.offsets) return 0;
-    const int64_t pair = b * a.p.sets.lists + s;
-    const int32_t *offsets = a.lists.offsets + pair * (a.lists.keys + 1) + tile;
-    *from = a.lists.entries + pair * a.lists.room + offsets[0];
-    return offsets[1] - offsets[0];
-}
-
 /* slots[tile] = its pieces, 0 of a walk that is not cut. Such a walk is longer than `unit`, so that its pieces are
  * fewer than twice its length by `unit`; the lengths' sum bounds all of them (pieces_bound). */
 __global__ void __launch_bounds__(128) count_pieces(keys_arguments a, int own) {
@@ -72,7 +48,7 @@ __global__ void __launch_bounds__(128) count_pieces(keys_arguments a, int own) {
     int longest = reach.sinks ? reach.dense_end - reach.first : 0;
     for (int64_t h = group * p.share; h < (group + 1) * p.share && !reach.sinks; h++) {
         const int32_t *from;
-        longest = max(longest, entries_of(a, b, h / p.list_share, tile, &from));
+        longest = max(longest, entries_of(a.lists, b * p.sets.lists + h / p.list_share, tile, &from));
     }
     const int pieces = (longest - 1) / a.plan.unit + 1;
     a.plan.slots[id] = longest > 0 && pieces > 1 ? pieces : 0;
@@ -124,41 +100,17 @@ __device__ bool find_place(const keys_arguments &a, keys_place *place) {
 template <class S>
 __device__ key_source open_queries(const keys_arguments &a, const keys_place &place, const tile_reach &reach, int64_t s,
                                    int *stops) {
-    key_source source = {};
+    key_source source;
     const int32_t *from;
-    const int count = entries_of(a, place.b, s, place.tile, &from);
-    const auto query_at = [&](int64_t at) { return at < count ? from[at] / S::own : INT_MAX; };
-    source.sets = a.p.sets;
-    source.begin = a.p.sets.begin + place.b * a.p.sets.length;
-    source.entries = from;
-    source.stops = stops;
-    source.first = reach.first;
-    source.width = S::own;
-    source.dense_end = reach.dense_end;
-    source.warps = S::warps;
-    source.query_end = INT_MAX;
-    source.last = count;
-    if (place.slot >= 0) {
-        const int64_t low = int64_t{place.piece} * a.plan.unit, high = low + a.plan.unit;
-        if (reach.sinks) {
-            source.query_first = static_cast<int>(reach.first + low);
-            if (reach.first + high < reach.dense_end) source.query_end = static_cast<int>(reach.first + high);
-        } else {
-            source.query_first = place.piece > 0 ? query_at(low) : 0;
-            source.query_end = query_at(high);
-        }
-    }
-    int high = count; /* the first entry of the piece's queries */
-    while (source.cursor < high) {
-        const int middle = source.cursor + (high - source.cursor) / 2;
-        if (from[middle] / S::own < source.query_first) {
-            source.cursor = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    source.next_query = query_at(source.cursor);
-    if (source.next_query >= source.query_end) source.next_query = INT_MAX;
+    const int count = entries_of(a.lists, place.b * a.p.sets.lists + s, place.tile, &from);
+    source.open(a.p.sets, place.b, reach, S::own, from, count, stops, S::warps);
+    if (place.slot < 0) return source;
+    const int64_t low = int64_t{place.piece} * a.plan.unit, high = low + a.plan.unit;
+    if (!reach.sinks)
+        source.cut(low > 0 ? source.query_at(low) : 0, source.query_at(high));
+    else
+        source.cut(static_cast<int>(reach.first + low),
+                   reach.first + high < reach.dense_end ? static_cast<int>(reach.first + high) : INT_MAX);
     return source;
 }
 

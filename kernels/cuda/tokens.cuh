@@ -138,28 +138,82 @@ struct row_source {
     }
 };
 
-/* The queries that read rows (keys) first … first + rows − 1, of a piece of them. */
+/* What arithmetic tells of a tile of `own` keys: whether sinks are among them; from the first one to dense_end queries
+ * may read some of them by window or as sinks. */
+struct tile_reach {
+    bool sinks;
+    int first, dense_end;
+};
+__device__ inline tile_reach reach_of(const token_sets &sets, int64_t b, int tile, int own) {
+    const int first = tile * own, last = min(first + own, sets.length) - 1;
+    const int32_t *begin = sets.begin + b * sets.length;
+    const int end = sets.end[b * sets.length + last];
+    bool sinks = false;
+    for (int key = first; key <= last; key++) sinks |= key - begin[key] < sets.sinks;
+    return tile_reach{sinks, first, sinks ? end : min(last + sets.window, end)};
+}
+
+/* Entries of a tile of keys in the inverted lists of pair (b, s), by tiles: their count, and *from the first one. */
+__device__ inline int entries_of(const inverted_lists &lists, int64_t pair, int tile, const int32_t **from) {
+    *from = nullptr;
+    if (!lists.offsets) return 0;
+    const int32_t *offsets = lists.offsets + pair * (lists.keys + 1) + tile;
+    *from = lists.entries + pair * lists.room + offsets[0];
+    return offsets[1] - offsets[0];
+}
+
+/* The queries that read some of a tile of keys, all of them or from query_first to query_end − 1. */
 struct key_source {
     token_sets sets;
-    const int32_t *begin;       /* of the sequence's tokens */
-    const int32_t *entries;     /* of the tile: query · width + key's row, ascending */
-    int *stops;                 /* shared [warps] */
-    int first, width;           /* width: rows of a tile, all */
-    int query_first, query_end; /* of the piece */
-    int dense_end;              /* from `first` to here queries may read by window or as sinks */
-    int cursor, last, next_query, warps;
+    const int32_t *begin;   /* of the sequence's tokens */
+    const int32_t *entries; /* query · width + key's row, ascending */
+    int *stops;             /* shared [warps] */
+    int width, warps;       /* width: keys of a tile */
+    tile_reach reach;
+    int query_first, query_end, cursor, last, next_query;
 
+    __device__ void open(const token_sets &of, int64_t b, const tile_reach &tile, int keys, const int32_t *from,
+                         int count, int *memory, int block_warps) {
+        sets = of;
+        begin = of.begin + b * of.length;
+        entries = from;
+        stops = memory;
+        width = keys;
+        warps = block_warps;
+        reach = tile;
+        last = count;
+        cut(0, INT_MAX);
+    }
+    __device__ int query_at(int64_t at) const { return at < last ? entries[at] / width : INT_MAX; }
+    __device__ void cut(int first, int end) {
+        query_first = first;
+        query_end = end;
+        cursor = 0;
+        for (int high = last; cursor < high;) { /* the first entry of query_first or a later one */
+            const int middle = cursor + (high - cursor) / 2;
+            if (query_at(middle) < first) {
+                cursor = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        find_next();
+    }
+    __device__ void find_next() {
+        next_query = query_at(cursor);
+        if (next_query >= query_end) next_query = INT_MAX;
+    }
     __device__ int next(int from) const {
         int least = next_query >= from ? next_query : INT_MAX;
-        const int dense = max(max(from, first), query_first);
-        if (dense < min(dense_end, query_end)) least = min(least, dense);
+        const int dense = max(max(from, reach.first), query_first);
+        if (dense < min(reach.dense_end, query_end)) least = min(least, dense);
         return least;
     }
     template <class S> __device__ void fill(int range_first, unsigned *words) {
         const int end = min(range_first + token_range, query_end);
         int at = cursor + static_cast<int>(threadIdx.x);
         for (; at < last; at += S::threads) {
-            const int entry = entries[at], query = entry / width, key = first + entry % width;
+            const int entry = entries[at], query = entry / width, key = reach.first + entry % width;
             if (query >= end) break;
             if (query >= range_first && begin[query] <= key && key <= query)
                 atomicOr(&words[query - range_first], 1u << entry % width);
@@ -172,14 +226,13 @@ struct key_source {
         int at = stops[0];
         for (int w = 1; w < warps; w++) at = min(at, stops[w]);
         cursor = min(at, last);
-        next_query = cursor < last ? entries[cursor] / width : INT_MAX;
-        if (next_query >= query_end) next_query = INT_MAX;
+        find_next();
     }
     __device__ unsigned word(int query) const {
-        if (query < max(first, query_first) || query >= min(dense_end, query_end)) return 0;
-        const int from = begin[query], key = query + 1 - first; /* one past its own */
-        return bit_run(max(from - first, key - sets.window), min(key, width)) |
-               bit_run(from - first, min(min(key, width), from - first + sets.sinks));
+        if (query < max(reach.first, query_first) || query >= min(reach.dense_end, query_end)) return 0;
+        const int from = begin[query] - reach.first, end = query + 1 - reach.first; /* of the keys it may read */
+        return bit_run(max(from, end - sets.window), min(end, width)) |
+               bit_run(from, min(min(end, width), from + sets.sinks));
     }
 };
 

@@ -30,12 +30,23 @@ static void attend_bf16(void **state) {
     run_table("cuda", tokens_shapes, tokens_shape_count, 1000, RUN_ATTEND | RUN_BACKWARD);
 }
 
+static void learn_f32(void **state) {
+    (void)state;
+    run_table("cuda-f32", tokens_shapes, tokens_shape_count, 200, RUN_LEARN | RUN_BACKWARD);
+}
+static void learn_bf16(void **state) {
+    (void)state;
+    run_table("cuda", tokens_shapes, tokens_shape_count, 200, RUN_LEARN | RUN_BACKWARD);
+}
+
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) chosen = argv[2];
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(attend_f32),
         cmocka_unit_test(attend_bf16),
+        cmocka_unit_test(learn_f32),
+        cmocka_unit_test(learn_bf16),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
