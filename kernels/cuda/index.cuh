@@ -202,6 +202,7 @@ template <class T> __host__ __device__ inline const T *index_key_rows(const inde
 template <class Body> enum status with_index_width(int width, Body body) {
     if (width <= 32) return body(std::integral_constant<int, 32>{});
     if (width <= 64) return body(std::integral_constant<int, 64>{});
+    if (width <= 128) return body(std::integral_constant<int, 128>{});
     return body(std::integral_constant<int, 256>{});
 }
 

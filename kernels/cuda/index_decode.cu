@@ -33,15 +33,15 @@ template <class S> __global__ void __launch_bounds__(S::threads) score_columns(d
     const int list = static_cast<int>(pair % g.p.lists), split = static_cast<int>(blockIdx.x % g.splits);
     const decode_range range = range_of(g, b);
     const int64_t wanted = wanted_of(g, list), n = range.high - range.low;
-    if (wanted == 0 || n <= wanted) return;
+    const int64_t first = static_cast<int64_t>(split) * S::columns;
+    if (wanted == 0 || n <= wanted || first >= n) return;
     shared_cutter cutter = {shared_memory()};
     const query_memory<S> m = query_memory_of<S>(cutter, g.p.heads);
     query_load<S>(g.p, m, b, 0, list);
     unsigned *keys = g.keys + pair * g.columns;
     query_score<S>(
-        g.p, m, g.p.block ? g.p.pooled : g.p.u, b, list, static_cast<int64_t>(split) * S::columns, n,
-        static_cast<int64_t>(g.splits) * S::columns, [&](int c) { return range.low + c; },
-        [&](int64_t c, unsigned key) { keys[c] = key; });
+        g.p, m, g.p.block ? g.p.pooled : g.p.u, b, list, first, n, static_cast<int64_t>(g.splits) * S::columns,
+        [&](int c) { return range.low + c; }, [&](int64_t c, unsigned key) { keys[c] = key; });
 }
 
 /* A block: one sequence's list. */

@@ -95,7 +95,7 @@ __device__ void query_score(const index_problem &p, const query_memory<S> &m, co
             copy_async_commit();
             copy_async_wait<0>();
             __syncthreads(); /* these keys are there for all */
-            query_add<S>(p, m, p.keys == 1 ? -1 : unit, score);
+            query_add<S>(p, m, p.keys == 1 ? -1 : unit % p.keys, score);
         }
         if (thread < S::columns && c + thread < end) put(c + thread, order_key(score));
     }
