@@ -115,6 +115,9 @@ void *simt_dynamic_shared();
 inline int __ffs(int x) {
     return __builtin_ffs(x);
 }
+inline int __popc(unsigned x) {
+    return __builtin_popcount(x);
+}
 template <class To, class From> To simt_bits(From from) {
     To to;
     static_assert(sizeof to == sizeof from, "a change of type keeps the size");
