@@ -26,17 +26,12 @@ static const struct ops *open_table(const char *name, int threads, const char *i
     return ops;
 }
 
-/* The choice of fp64, which the other tables are given: near-ties may fall elsewhere in fp32. */
+/* Whose choice the other tables are given: near-ties may fall elsewhere in fp32. */
 static void run_oracle(const struct nsa_case *row, struct nsa_arrays *x) {
     const struct ops *ops = open_table("cpu-f64", 2, NULL);
     nsa_fill(row, x);
-    nsa_run(ops, row, x, true);
+    nsa_run(ops, row, x, NSA_ALL);
     ops->close(ops);
-}
-
-static void give_choice(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to) {
-    memcpy(to->chosen, from->chosen, (size_t)nsa_chosen_count(row) * sizeof *to->chosen);
-    to->feed = true;
 }
 
 static void check_golden(const struct golden *g, int line, const char *name, const double *found, int64_t count,
@@ -77,8 +72,8 @@ static void test_pytorch(void **state) {
         if (sum != goldens[n].choices) fail_msg("%s: PyTorch chose other blocks", row->name);
         check_goldens(row, &goldens[n], &wide, 1e-10);
         nsa_fill(row, &narrow);
-        give_choice(row, &wide, &narrow);
-        nsa_run(ops, row, &narrow, true);
+        nsa_give(row, &wide, &narrow);
+        nsa_run(ops, row, &narrow, NSA_ALL);
         check_goldens(row, &goldens[n], &narrow, 1e-4);
         nsa_free(&wide);
         nsa_free(&narrow);
@@ -93,8 +88,8 @@ static void agree(const char *table, const char *isa, double tolerance) {
         struct nsa_arrays expected, found;
         run_oracle(row, &expected);
         nsa_fill(row, &found);
-        give_choice(row, &expected, &found);
-        nsa_run(ops, row, &found, true);
+        nsa_give(row, &expected, &found);
+        nsa_run(ops, row, &found, NSA_ALL);
         nsa_compare(row, isa ? isa : table, &expected, &found, tolerance);
         nsa_free(&expected);
         nsa_free(&found);
@@ -117,7 +112,7 @@ static void test_guarded(void **state) {
 
 static double loss(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x) {
     double sum = 0;
-    nsa_run(ops, row, x, false);
+    nsa_run(ops, row, x, NSA_FORWARD);
     for (int64_t n = 0; n < nsa_count(row, NSA_Q); n++) sum += x->outputs[NSA_O][n] * x->d_o[n];
     for (int64_t n = 0; n < nsa_output_count(row, NSA_LOSSES); n++) sum += NSA_LOSS_SCALE * x->outputs[NSA_LOSSES][n];
     return sum;
@@ -136,7 +131,7 @@ static void test_differences(void **state) {
         const struct nsa_case *row = &rows[r];
         struct nsa_arrays x;
         nsa_fill(row, &x);
-        nsa_run(ops, row, &x, true);
+        nsa_run(ops, row, &x, NSA_ALL);
         x.feed = true;
         for (int n = 0; n < NSA_LEARNING; n++)
             for (int64_t i = 0; i < nsa_count(row, n); i++) {
@@ -170,14 +165,14 @@ static void test_threads(void **state) {
         struct nsa_arrays one, many;
         const struct ops *ops = open_table("cpu", 1, NULL);
         nsa_fill(row, &one);
-        nsa_run(ops, row, &one, true);
+        nsa_run(ops, row, &one, NSA_ALL);
         ops->close(ops);
         for (size_t t = 0; t < sizeof counts / sizeof *counts; t++) {
             char what[32];
             snprintf(what, sizeof what, "%d threads", counts[t]);
             ops = open_table("cpu", counts[t], NULL);
             nsa_fill(row, &many);
-            nsa_run(ops, row, &many, true);
+            nsa_run(ops, row, &many, NSA_ALL);
             ops->close(ops);
             assert_memory_equal(one.chosen, many.chosen, (size_t)nsa_chosen_count(row) * sizeof *one.chosen);
             for (int o = 0; o < NSA_OUTPUTS; o++)
@@ -200,7 +195,7 @@ static void test_no_leak(void **state) {
         if (row->batch > 1 || row->length < 4) continue;
         struct nsa_arrays before;
         nsa_fill(row, &before);
-        nsa_run(ops, row, &before, false);
+        nsa_run(ops, row, &before, NSA_FORWARD);
         for (int part = 1; part < 4; part++) {
             const int64_t t = row->length * part / 4, rest = row->length - t;
             struct nsa_arrays after;
@@ -211,7 +206,7 @@ static void test_no_leak(void **state) {
                 after.inputs[NSA_K][d] = 50 - after.inputs[NSA_K][d];
                 after.inputs[NSA_V][d] = 1e6 * after.inputs[NSA_V][d] + 1;
             }
-            nsa_run(ops, row, &after, false);
+            nsa_run(ops, row, &after, NSA_FORWARD);
             expect_same_bits(row, "a changed future", "o", before.outputs[NSA_O], after.outputs[NSA_O],
                              t * row->heads * row->width);
             assert_memory_equal(before.chosen, after.chosen,
