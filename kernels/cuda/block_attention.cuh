@@ -77,9 +77,12 @@ template <class Body> enum status for_chunks(const block_problem &p, const block
 
 /* Bytes of the items of `pairs` lists, or of all lists and key heads (by_keys). */
 size_t block_items_bytes(const block_problem &p, int64_t pairs, bool by_keys);
-/* Starts the kernels that find the items of a chunk in `memory`. tile_rows: rows of queries that a tile holds. by_keys:
- * of key heads, of all lists that their heads read, list after list; key_rows: keys of a block that a tile holds, and
- * every block's first keys come first. *most: no row has more items. STATUS_SHAPE: too many. */
+/* *most: no row has more items than that. tile_rows: rows of queries that a tile holds. by_keys: of key heads, of all
+ * lists that their heads read, list after list; key_rows: keys of a block that a tile holds, and all tiles of its first
+ * keys come first. STATUS_SHAPE: too many. */
+enum status block_items_most(const char *operation, const block_problem &p, const block_chunk &chunk, int tile_rows,
+                             bool by_keys, int key_rows, int64_t *most);
+/* The same, and starts the kernels that find the items in `memory`. */
 enum status block_items_find(const struct ops *ops, const char *operation, const block_problem &p,
                              const block_chunk &chunk, int tile_rows, bool by_keys, int key_rows, char *memory,
                              block_items *items, int64_t *most);
@@ -87,8 +90,8 @@ enum status block_items_find(const struct ops *ops, const char *operation, const
 /* How many thread blocks divide the items of one of `rows` units of work among themselves. */
 int block_parts(const struct ops *ops, int64_t rows, int64_t most_items);
 
-/* dk, dv += the chosen part's, from records (attention_record, [B,H,T]): block_keys.cu. */
-size_t block_keys_bytes(const struct ops *ops, const block_problem &p);
+/* dk, dv += the chosen part's, from g's records, d_o, dk and dv, in `memory` of block_keys_bytes: block_keys.cu. */
+enum status block_keys_bytes(const struct ops *ops, const block_problem &p, size_t *bytes);
 enum status block_keys(const struct ops *ops, const block_problem &p, const attention_gradient &g, char *memory);
 
 /* --- the kernels' side --- */
@@ -172,6 +175,14 @@ __device__ inline void find_rows(const block_problem &p, const block_chunk &chun
             found % p.select;
     }
     rows[r] = row;
+}
+
+/* What the backward pass knows of a row: log2 of its normaliser, and delta. By the thread that found the row. */
+__device__ inline float2 row_record(const block_problem &p, const attention_record *records, int64_t b,
+                                    const chosen_row &row) {
+    if (row.columns == 0) return make_float2(INFINITY, 0.0f);
+    const attention_record record = records[(b * p.heads + row.head) * p.length + row.query];
+    return make_float2(record.z, record.delta);
 }
 
 /* tile [ROWS][STRIDE] = the rows of one sequence's `from`; zeros where there is none and after column width − 1. By all

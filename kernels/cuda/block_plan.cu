@@ -197,15 +197,21 @@ size_t block_items_bytes(const block_problem &p, int64_t pairs, bool by_keys) {
     return padded(lists * bound * sizeof(int2)) + padded(rows * (bound + 1) * sizeof(int32_t));
 }
 
+enum status block_items_most(const char *operation, const block_problem &p, const block_chunk &chunk, int tile_rows,
+                             bool by_keys, int key_rows, int64_t *most) {
+    const int64_t bound = p.documents.bound, entries = static_cast<int64_t>(chunk.rows) * p.select;
+    const int64_t runs = by_keys ? p.heads / p.groups / p.run : 1, pieces = by_keys ? divide_up(p.block, key_rows) : 1;
+    *most = (divide_up(entries * p.run, tile_rows) + (entries < bound ? entries : bound)) * runs * pieces;
+    if (*most <= INT_MAX) return STATUS_OK;
+    return error_set(STATUS_SHAPE, "%s: expected up to %d tiles of queries and chosen blocks, found %lld", operation,
+                     INT_MAX, static_cast<long long>(*most));
+}
+
 enum status block_items_find(const struct ops *ops, const char *operation, const block_problem &p,
                              const block_chunk &chunk, int tile_rows, bool by_keys, int key_rows, char *memory,
                              block_items *items, int64_t *most) {
-    const int64_t bound = p.documents.bound, entries = static_cast<int64_t>(chunk.rows) * p.select;
-    const int64_t lists = by_keys ? p.heads / p.groups / p.run : 1, parts = by_keys ? divide_up(p.block, key_rows) : 1;
-    *most = (divide_up(entries * p.run, tile_rows) + (entries < bound ? entries : bound)) * lists * parts;
-    if (*most > INT_MAX)
-        return error_set(STATUS_SHAPE, "%s: expected up to %d tiles of queries and chosen blocks, found %lld",
-                         operation, INT_MAX, static_cast<long long>(*most));
+    const int64_t bound = p.documents.bound;
+    TRY(block_items_most(operation, p, chunk, tile_rows, by_keys, key_rows, most));
     int2 *ranges = reinterpret_cast<int2 *>(memory);
     count_arguments a = {};
     a.p = p;
