@@ -86,6 +86,9 @@ size_t attention_gradient_place(const struct ops *ops, attention_gradient *g, in
  * than this problem's keys: its weights and deltas are what they say. */
 enum status attention_backward(const struct ops *ops, const attention_gradient &g, int64_t batch,
                                struct tensor dcoefficients);
+/* Starts the kernel that writes the records of a placed problem: z, and delta where do·o gives it. attention_backward
+ * does it itself. */
+enum status attention_records(const struct ops *ops, const attention_gradient &g, int64_t batch);
 /* dk, dv (and dq_sums, where present) from the records: attention_keys.cu. */
 enum status attention_keys(const struct ops *ops, const attention_gradient &g, int64_t batch);
 

@@ -284,15 +284,20 @@ size_t attention_gradient_place(const struct ops *ops, attention_gradient *g, in
     return used;
 }
 
+enum status attention_records(const struct ops *ops, const attention_gradient &g, int64_t batch) {
+    const int64_t rows = batch * g.f.heads * g.f.length;
+    return with_real(ops, [&](auto real) {
+        return device_launch(ops, "attention_backward", write_records<decltype(real)>,
+                             grid_over(rows, row_threads / 32), row_threads, 0, g, rows);
+    });
+}
+
 enum status attention_backward(const struct ops *ops, const attention_gradient &g, int64_t batch,
                                struct tensor dcoefficients) {
     const attention_problem &p = g.f;
     const int64_t rows = batch * p.heads * p.length;
     if (g.dead_sums) TRY(attention_sums(ops, p, batch, true, g.dead_sums));
-    TRY(with_real(ops, [&](auto real) {
-        return device_launch(ops, "attention_backward", write_records<decltype(real)>,
-                             grid_over(rows, row_threads / 32), row_threads, 0, g, rows);
-    }));
+    TRY(attention_records(ops, g, batch));
     TRY(launch_rows(ops, g, batch, false, p.count > 1 || g.dead_sums));
     if (tensor_present(dcoefficients)) TRY(add_coefficients(ops, g, batch, dcoefficients));
     if (g.dq_sums && rows > 0)

@@ -25,10 +25,6 @@ struct forward_arguments {
     bool dead;         /* attention_sums: of whom */
 };
 
-__device__ float natural_log_sum(float most, float sum) {
-    return sum == 0.0f ? -INFINITY : (most + log2f(sum)) * log_of_2;
-}
-
 /* Nothing lives in this head: o = 0. log_sums are −inf of every candidate but `except`. */
 template <class S>
 __device__ void leave_dead(const attention_problem &p, int64_t b, int64_t h, int first, int except, bool clear) {
@@ -66,27 +62,6 @@ __device__ void mask_scores(float (&scores)[S::tiles][S::groups][4], const atten
                     if (!span_holds(rule, span.x, span.y, key + n * 8 + lane_column() + odd))
                         scores[tile][n][2 * half + odd] = -INFINITY;
         }
-}
-
-/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become
- * weights relative to the maximum. Returns what earlier weights must be multiplied by. */
-template <int GROUPS> __device__ float take_row(float (&scores)[GROUPS][4], int half, float &most, float &sum) {
-    float here = most;
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++) here = fmaxf(here, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    here = quad_max(here);
-    const float reference = here == -INFINITY ? 0.0f : here, factor = exp2_quick(most - reference);
-    most = here;
-    sum *= factor;
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++)
-#pragma unroll
-        for (int odd = 0; odd < 2; odd++) {
-            float &score = scores[n][2 * half + odd];
-            score = exp2_quick(score - reference);
-            sum += score;
-        }
-    return factor;
 }
 
 /* One live candidate or none. A block: S::rows queries of one head. */

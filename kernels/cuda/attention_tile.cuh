@@ -40,6 +40,32 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(whole_warp, x, 2));
 }
 
+/* Of a row's weights with base 2, relative to their largest exponent. */
+__device__ inline float natural_log_sum(float most, float sum) {
+    return sum == 0.0f ? -INFINITY : (most + log2f(sum)) * log_of_2;
+}
+
+/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become
+ * weights relative to the maximum. Returns what earlier weights must be multiplied by. */
+template <int GROUPS> __device__ inline float take_row(float (&scores)[GROUPS][4], int half, float &most, float &sum) {
+    float here = most;
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++) here = fmaxf(here, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    here = quad_max(here);
+    const float reference = here == -INFINITY ? 0.0f : here, factor = exp2_quick(most - reference);
+    most = here;
+    sum *= factor;
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            float &score = scores[n][2 * half + odd];
+            score = exp2_quick(score - reference);
+            sum += score;
+        }
+    return factor;
+}
+
 /* tile [ROWS][STRIDE] = rows first … first + ROWS − 1 of `from` (rows are `step` elements apart), zeros after row
  * length − 1 and after column width − 1. By all of THREADS; complete once copy_async_wait has waited for the group and
  * a barrier has passed. */
