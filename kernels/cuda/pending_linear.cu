@@ -8,4 +8,3 @@
     }
 UNAVAILABLE(linear_attention_backward)
 UNAVAILABLE(linear_attention_weights)
-UNAVAILABLE(linear_attention_decode)

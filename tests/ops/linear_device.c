@@ -3,10 +3,12 @@
 
 #include "tests/ops/case_arrays.h"
 
+#include "base/memory.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 const struct linear_case linear_device_cases[] = {
     {"exp, T 1", 2, 1, 2, 1, 8, FEATURE_EXP, 16, 0, 0, .cuts = {0}},
@@ -74,4 +76,71 @@ void linear_device_row(const struct ops *ops, const struct ops *oracle, const st
     linear_compare(row, ops->name, &expected, &found, backward, tolerance);
     linear_free(&expected);
     linear_free(&found);
+}
+
+static struct tensor place(const struct ops *ops, struct tensor t, double *from) {
+    if (tensor_count(t) == 0) return tensor_none();
+    CHECK_OK(ops->allocate(ops, tensor_bytes(t), &t.data));
+    if (from) case_move(ops, t, from, true);
+    return t;
+}
+
+/* The tokens at `position` of all sequences as a view [B,heads,D] of [B,T,heads,D]. */
+static struct tensor token_of(struct tensor all, const struct linear_case *row, int64_t heads, int64_t position) {
+    struct tensor t = tensor_3d((char *)all.data + (size_t)(position * heads * row->width) * dtype_size(all.dtype),
+                                all.dtype, row->batch, heads, row->width);
+    t.stride[0] = row->length * heads * row->width;
+    return t;
+}
+
+static void check_token(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *x,
+                        const double *found, int64_t position, double tolerance) {
+    const int64_t width = row->heads * row->width;
+    for (int64_t n = 0; n < row->batch * width; n++) {
+        const double expected = x->gradient[LINEAR_D_O][(n / width * row->length + position) * width + n % width];
+        if (!(fabs(expected - found[n]) <= tolerance))
+            fail_msg("%s, %s: decoding token %lld: o[%lld]: expected %.9g, found %.9g", row->name, ops->name,
+                     (long long)position, (long long)n, expected, found[n]);
+    }
+}
+
+void linear_device_decode(const struct ops *ops, const struct ops *oracle, const struct linear_case *row) {
+    enum { BATCH_MOST = 4 };
+    const int64_t features = (row->kind == FEATURE_HEDGEHOG ? 2 : 1) * row->columns, batch = row->batch;
+    const int64_t ring = row->window < row->length ? row->window : row->length;
+    struct linear_arrays x;
+    struct tensor p[LINEAR_INPUTS] = {0};
+    fill(ops, row, &x);
+    linear_run(oracle, row, &x, false);
+    for (int n = 0; n < LINEAR_INPUTS; n++)
+        if (n != LINEAR_D_O) p[n] = place(ops, tensor_1d(NULL, linear_dtype(ops, n, false), x.counts[n]), x.in[n]);
+    struct linear_attention_decode a = {.features = linear_features(row, p), .near_only = row->near_only};
+    const struct tensor o = place(ops, tensor_3d(NULL, ops->real, batch, row->heads, row->width), NULL);
+    int32_t starts[BATCH_MOST];
+    double *found;
+    CHECK_OK(memory_new((size_t)tensor_count(o), sizeof *found, "outputs", &found));
+    a.scale = 1 / sqrt((double)row->width);
+    a.o = o;
+    a.start = place(ops, tensor_1d(NULL, DTYPE_I32, batch), NULL);
+    a.sums = place(ops, tensor_4d(NULL, ops->statistic, batch, row->groups, features, row->width + 1), NULL);
+    a.peaks = place(ops, tensor_2d(NULL, ops->statistic, batch, row->groups), NULL);
+    if (row->hidden) a.means = place(ops, tensor_3d(NULL, ops->statistic, batch, row->groups, features), NULL);
+    if (ring) a.near_k = place(ops, tensor_4d(NULL, ops->real, batch, ring, row->groups, row->width), NULL);
+    if (ring) a.near_v = place(ops, tensor_4d(NULL, ops->real, batch, ring, row->groups, row->width), NULL);
+    for (a.position = 0; a.position < row->length; a.position++) {
+        for (int64_t b = 0; b < batch; b++) starts[b] = x.start[b * row->length + a.position];
+        CHECK_OK(ops->upload(ops, a.start, starts));
+        a.q = token_of(p[LINEAR_Q], row, row->heads, a.position);
+        a.k = token_of(p[LINEAR_K], row, row->groups, a.position);
+        a.v = token_of(p[LINEAR_V], row, row->groups, a.position);
+        CHECK_OK(ops->linear_attention_decode(ops, &a));
+        case_move(ops, o, found, false);
+        /* Features and state stay fp32: bf16 rounds nothing but the result. */
+        check_token(ops, row, &x, found, a.position, ops->real == DTYPE_BF16 ? 0x1p-8 : LINEAR_F32);
+    }
+    const struct tensor blocks[] = {o, a.start, a.sums, a.peaks, a.means, a.near_k, a.near_v};
+    for (size_t n = 0; n < sizeof blocks / sizeof *blocks; n++) ops->release(ops, blocks[n].data);
+    for (int n = 0; n < LINEAR_INPUTS; n++) ops->release(ops, p[n].data);
+    free(found);
+    linear_free(&x);
 }

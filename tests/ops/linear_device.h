@@ -19,5 +19,7 @@ extern const int linear_device_case_count;
 const struct ops *linear_device_table(const char *name, bool deterministic);
 /* One row on a table, compared with the oracle. */
 void linear_device_row(const struct ops *ops, const struct ops *oracle, const struct linear_case *row, bool backward);
+/* Every token of a row decoded, compared with the oracle's parallel pass. */
+void linear_device_decode(const struct ops *ops, const struct ops *oracle, const struct linear_case *row);
 
 #endif
