@@ -181,10 +181,11 @@ struct linear_attention_weights {
     struct features gradients;
 };
 /* The next token of each sequence, from a state of fixed size. q [B,H,D], k, v [B,G,D], o [B,H,D]: strided rows of heads allowed.
- * start [B] I32: index of the first token of the current document; where it equals `position` the sequence's state is cleared
- * first. Read and written: sums [B,G,M,D+1] real: Σ φ_k(j) [v_j, 1] of far tokens; peaks [B,G] statistics: P, the logarithm that sums
- * lack; means [B,G,M] real: Σ φ_k(j) of all tokens, or none without squeeze; near_k, near_v [B,window,G,D] real: token t in slot t mod
- * window, or none without a window. Before the first token contents are of no matter. */
+ * start [B] I32: index of the first token of the current document, 0 … position (else STATUS_SHAPE; a GPU takes the nearest one); where it
+ * equals `position` the sequence's state is cleared first. Read and written: sums [B,G,M,D+1] statistics: Σ φ_k(j) [v_j, 1] of far tokens;
+ * peaks [B,G] statistics: P, the logarithm that sums lack; means [B,G,M] statistics: Σ φ_k(j) of all tokens, or none without squeeze;
+ * near_k, near_v [B,window,G,D] real: token t in slot t mod window, or none without a window. Before the first token contents are of no
+ * matter. */
 struct linear_attention_decode {
     struct tensor q, k, v, start, o;
     struct tensor sums, peaks, means, near_k, near_v;

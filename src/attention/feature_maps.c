@@ -104,9 +104,9 @@ enum status feature_maps_cache_open(const struct attention_layer *layer, const s
             TRY_GOTO(done, ops->allocate(ops, arena.peak, &cache->block));
             arena = arena_placing(cache->block, arena.peak);
         }
-        cache->sums = arena_4d(&arena, ops->real, batch, m->kv_heads, features, m->head_width + 1);
+        cache->sums = arena_4d(&arena, ops->statistic, batch, m->kv_heads, features, m->head_width + 1);
         cache->peaks = arena_2d(&arena, ops->statistic, batch, m->kv_heads);
-        if (maps->hidden > 0) cache->means = arena_3d(&arena, ops->real, batch, m->kv_heads, features);
+        if (maps->hidden > 0) cache->means = arena_3d(&arena, ops->statistic, batch, m->kv_heads, features);
         if (ring > 0) cache->near_k = arena_4d(&arena, ops->real, batch, ring, m->kv_heads, m->head_width);
         if (ring > 0) cache->near_v = arena_4d(&arena, ops->real, batch, ring, m->kv_heads, m->head_width);
         cache->start = arena_1d(&arena, DTYPE_I32, batch);
