@@ -337,7 +337,8 @@ struct index_select {
 };
 /* The same of one query a sequence against cached index keys, LEARNED. r [B,S·J,E], a [B,S·J]: strided rows of heads allowed;
  * u [B,Z,S·K,E] of Z slots, pooled [B,Zb,2·S·K,E] or none. places [B,3] I32: slot of the document's first token, slot of its first pooled block,
- * the query's index in its document; blocks that are whole are in the cache. chosen [B,S,n] I32: slots, ascending, then −1. */
+ * the query's index in its document; blocks that are whole are in the cache. chosen [B,S,n] I32: slots, ascending, then −1.
+ * STATUS_SHAPE where places lie outside of the caches; a GPU chooses no token there. */
 struct index_decode {
     struct tensor r, u, a, pooled, places, chosen;
     const int32_t *counts;
