@@ -1,6 +1,7 @@
 /* What the files of attention share: the problem as its kernels see it, and which keys a query may read. Every
  * candidate's set for one query is an arithmetic progression of keys (a span); attention_plan.cu writes the spans, the
- * kernels ask nothing else. */
+ * kernels ask nothing else. Keys need not be the queries' own tokens: compressed_attention.cu writes spans of its own.
+ */
 #ifndef SQUINT_KERNELS_CUDA_ATTENTION_CUH
 #define SQUINT_KERNELS_CUDA_ATTENTION_CUH
 
@@ -39,7 +40,8 @@ struct attention_problem {
     float *log_sums;             /* [B,H,count,T] */
     const int2 *spans;           /* [B,count,T]: first key; last key's distance from it + 1, 0 for none */
     const attention_hull *hulls; /* [B,count,hull_count], of runs of hull_rows queries */
-    int length, heads, share /* query heads of a key head */, width, hull_count, count;
+    int length, keys, heads, share /* query heads of a key head */, width, hull_count, count;
+    int key_step; /* causal: no query before key_step · key sees the key; 1 where keys are the queries' tokens */
     bool causal;
     float scale, scale_log2 /* scale · log2 e */;
     attention_rule rules[CANDIDATES_MAX];
@@ -54,8 +56,8 @@ struct alignas(16) attention_record {
 
 /* Bytes that attention_plan wants at `memory`, aligned to 256. */
 size_t attention_plan_bytes(const struct attention *a);
-/* Fills `p` and starts the kernel that writes spans and hulls to `memory`. Shapes are checked before. STATUS_SHAPE: too
- * wide or too long. */
+/* Fills `p` and starts the kernel that writes spans and hulls to `memory` (NULL: only fills, and p has no spans yet).
+ * Shapes are checked before. STATUS_SHAPE: too wide or too long. */
 enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory,
                            attention_problem *p);
 attention_view attention_view_of(struct tensor t);
@@ -63,14 +65,30 @@ attention_view attention_view_of(struct tensor t);
  * only of heads with one dead candidate at least (dead false: with two living ones at least). */
 enum status attention_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums);
 
-/* The backward pass's problem. */
+/* o and log_sums of a planned problem. */
+enum status attention_forward(const struct ops *ops, const attention_problem &p, int64_t batch);
+
+/* The backward pass's problem. The arrays lie in scratch memory (attention_gradient_place). accumulate_q,
+ * accumulate_kv: dq, or dk and dv, += instead of =. */
 struct attention_gradient {
     attention_problem f;
     attention_view d_o, dq, dk, dv;
     attention_record *records; /* [B,H,count,T] */
-    const float *dead_sums;    /* [B,H,count,T] log Z of dead candidates; NULL: they are not visited */
+    float *dead_sums;          /* [B,H,count,T] log Z of dead candidates; NULL: they are not visited */
     float *dq_sums;            /* [B,H,T,D], added to by atomics; NULL: dq has a kernel of its own */
+    double *partial;           /* [B,H,count] for the coefficients' gradients */
+    bool accumulate_q, accumulate_kv;
 };
+/* Points g's arrays (records, dead_sums, dq_sums, partial) into `memory` (NULL: only sizes); returns the bytes, a
+ * multiple of 256. Looks at g->f. dead: dead candidates get gradients. */
+size_t attention_gradient_place(const struct ops *ops, attention_gradient *g, int64_t batch, bool dead, char *memory);
+/* dq, dk, dv of a placed problem, and dcoefficients where present. o and log_sums may be those of a softmax over more
+ * than this problem's keys: its weights and deltas are what they say. */
+enum status attention_backward(const struct ops *ops, const attention_gradient &g, int64_t batch,
+                               struct tensor dcoefficients);
+/* Starts the kernel that writes the records of a placed problem: z, and delta where do·o gives it. attention_backward
+ * does it itself. */
+enum status attention_records(const struct ops *ops, const attention_gradient &g, int64_t batch);
 /* dk, dv (and dq_sums, where present) from the records: attention_keys.cu. */
 enum status attention_keys(const struct ops *ops, const attention_gradient &g, int64_t batch);
 

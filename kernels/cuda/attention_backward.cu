@@ -4,14 +4,20 @@
  * Here are the deltas, dq by rows and the coefficients' gradients; attention_keys.cu makes dk and dv. What a pair needs
  * of its query lies in one record for each query, head and candidate. */
 #include "kernels/cuda/attention_rows.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
-template <class T, int D> struct backward_shape;
-template <> struct backward_shape<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
-template <> struct backward_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
-template <> struct backward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
-template <int D> struct backward_shape<float, D> {
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct backward_shape;
+template <> struct backward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
+template <> struct backward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
+template <> struct backward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 8, 1, 32>; };
+template <> struct backward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
+template <> struct backward_shape<bf16, 128, 1> { using shape = tile_shape<bf16, 128, 4, 1, 32>; };
+template <> struct backward_shape<bf16, 128, 2> { using shape = tile_shape<bf16, 128, 8, 1, 32>; };
+template <> struct backward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
+template <int D> struct backward_shape<float, D, 0> {
     using shape = tile_shape<float, D, D == 256 ? 2 : 4, 1, D == 256 ? 16 : 32>;
 };
 
@@ -155,7 +161,7 @@ __global__ void __launch_bounds__(S::threads) gather_rows(rows_arguments argumen
 #pragma unroll
         for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = p.scale;
         store_rows<S::tiles, S::width>(attention_rows<T>(g.dq, b, h), g.dq.token, first + warp_number() * S::tiles * 16,
-                                       p.length, 0, p.width, g.dq.vector, dq, factor);
+                                       p.length, 0, p.width, g.dq.vector, dq, factor, g.accumulate_q);
     } else {
         for (int m = 0; m < count; m++)
             for (int n = 0; n < 2 * S::tiles; n++) {
@@ -167,14 +173,14 @@ __global__ void __launch_bounds__(S::threads) gather_rows(rows_arguments argumen
     }
 }
 
-/* dq = scale · dq_sums. */
+/* dq = (or +=) scale · dq_sums. */
 template <class T> __global__ void __launch_bounds__(256) convert_dq(attention_gradient g, int64_t count) {
     const attention_problem &p = g.f;
     for (int64_t n = static_cast<int64_t>(blockIdx.x) * 256 + threadIdx.x; n < count;
          n += static_cast<int64_t>(gridDim.x) * 256) {
         const int64_t d = n % p.width, i = n / p.width % p.length, pair = n / p.width / p.length;
-        attention_rows<T>(g.dq, pair / p.heads, pair % p.heads)[i * g.dq.token + d] =
-            from_float<T>(p.scale * g.dq_sums[n]);
+        T *to = attention_rows<T>(g.dq, pair / p.heads, pair % p.heads) + i * g.dq.token + d;
+        *to = from_float<T>(p.scale * g.dq_sums[n] + (g.accumulate_q ? to_float(*to) : 0.0f));
     }
 }
 
@@ -200,34 +206,6 @@ __global__ void __launch_bounds__(128)
     to[row * stride + m] += static_cast<float>(sum);
 }
 
-/* Scratch memory, cut up; `memory` NULL while sizing. */
-struct backward_memory {
-    char *plan;
-    attention_record *records;
-    float *dead_sums, *dq_sums;
-    double *partial;
-    size_t bytes;
-};
-backward_memory cut_memory(const struct attention_backward *a, bool dead, bool with_dq, char *memory) {
-    const struct attention *f = &a->forward;
-    const size_t pairs = static_cast<size_t>(f->q.shape[0] * f->q.shape[2]),
-                 length = static_cast<size_t>(f->q.shape[1]);
-    const size_t rows = pairs * length * static_cast<size_t>(f->count);
-    backward_memory all = {};
-    const auto take = [&](size_t bytes) {
-        char *at = memory + all.bytes;
-        all.bytes += (bytes + 255) / 256 * 256;
-        return bytes ? at : nullptr;
-    };
-    all.plan = take(attention_plan_bytes(f));
-    all.records = reinterpret_cast<attention_record *>(take(rows * sizeof(attention_record)));
-    all.dead_sums = reinterpret_cast<float *>(take(dead ? rows * sizeof(float) : 0));
-    all.dq_sums = reinterpret_cast<float *>(
-        take(with_dq ? pairs * length * static_cast<size_t>(f->q.shape[3]) * sizeof(float) : 0));
-    all.partial = reinterpret_cast<double *>(take(pairs * static_cast<size_t>(f->count) * sizeof(double)));
-    return all;
-}
-
 template <class S>
 enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t batch, bool dq, bool deltas) {
     using T = typename S::real;
@@ -238,8 +216,8 @@ enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t
                          static_cast<long long>(tiles * pairs));
     rows_arguments arguments = {};
     arguments.g = g;
-    arguments.order = order_blocks(
-        tiles, pairs, int64_t{2} * p.length * p.width * static_cast<int64_t>(sizeof(T)) / p.share, p.causal);
+    arguments.order =
+        order_blocks(tiles, pairs, int64_t{2} * p.keys * p.width * static_cast<int64_t>(sizeof(T)) / p.share, p.causal);
     const dim3 grid(static_cast<unsigned>(tiles * pairs));
     const size_t records = static_cast<size_t>(p.count) * S::rows * sizeof(attention_record);
     const size_t shared = (2 * S::rows + 4 * S::columns) * S::stride * sizeof(T) + records;
@@ -258,22 +236,24 @@ enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t
 enum status launch_rows(const struct ops *ops, const attention_gradient &g, int64_t batch, bool dq, bool deltas) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
-            return run_rows<typename backward_shape<decltype(real), decltype(width)::value>::shape>(ops, g, batch, dq,
-                                                                                                    deltas);
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_ROWS, g.f.width, g.f.length, [&](auto form) {
+                return run_rows<typename backward_shape<decltype(real), D, decltype(form)::value>::shape>(ops, g, batch,
+                                                                                                          dq, deltas);
+            });
         });
     });
 }
 
-enum status add_coefficients(const struct ops *ops, const attention_gradient &g, int64_t batch, struct tensor to,
-                             double *partial) {
+enum status add_coefficients(const struct ops *ops, const attention_gradient &g, int64_t batch, struct tensor to) {
     const attention_problem &p = g.f;
     const int64_t sums = batch * p.heads * p.count;
     TRY(device_launch(ops, "attention_backward", sum_deltas, dim3(static_cast<unsigned>(sums)), 256, 0, g.records,
-                      p.length, partial));
+                      p.length, g.partial));
     const int rows = to.stride[0] == 0 ? 1 : p.heads;
     return device_launch(ops, "attention_backward", add_dcoefficients,
-                         grid_over(static_cast<int64_t>(rows) * p.count, 128), 128, 0, partial, static_cast<int>(batch),
-                         p.heads, p.count, rows, data_of<float>(to), to.stride[0]);
+                         grid_over(static_cast<int64_t>(rows) * p.count, 128), 128, 0, g.partial,
+                         static_cast<int>(batch), p.heads, p.count, rows, data_of<float>(to), to.stride[0]);
 }
 
 enum status finish_dq(const struct ops *ops, const attention_gradient &g, int64_t batch) {
@@ -286,33 +266,62 @@ enum status finish_dq(const struct ops *ops, const attention_gradient &g, int64_
 
 } // namespace
 
+size_t attention_gradient_place(const struct ops *ops, attention_gradient *g, int64_t batch, bool dead, char *memory) {
+    const attention_problem &p = g->f;
+    const size_t pairs = static_cast<size_t>(batch * p.heads), tokens = pairs * static_cast<size_t>(p.length);
+    const size_t rows = tokens * static_cast<size_t>(p.count);
+    size_t used = 0;
+    const auto take = [&](size_t bytes) {
+        char *at = memory + used;
+        used += (bytes + 255) / 256 * 256;
+        return bytes ? at : nullptr;
+    };
+    g->records = reinterpret_cast<attention_record *>(take(rows * sizeof(attention_record)));
+    g->dead_sums = reinterpret_cast<float *>(take(dead ? rows * sizeof(float) : 0));
+    g->dq_sums = reinterpret_cast<float *>(
+        take(ops->device->deterministic ? 0 : tokens * static_cast<size_t>(p.width) * sizeof(float)));
+    g->partial = reinterpret_cast<double *>(take(pairs * static_cast<size_t>(p.count) * sizeof(double)));
+    return used;
+}
+
+enum status attention_records(const struct ops *ops, const attention_gradient &g, int64_t batch) {
+    const int64_t rows = batch * g.f.heads * g.f.length;
+    return with_real(ops, [&](auto real) {
+        return device_launch(ops, "attention_backward", write_records<decltype(real)>,
+                             grid_over(rows, row_threads / 32), row_threads, 0, g, rows);
+    });
+}
+
+enum status attention_backward(const struct ops *ops, const attention_gradient &g, int64_t batch,
+                               struct tensor dcoefficients) {
+    const attention_problem &p = g.f;
+    const int64_t rows = batch * p.heads * p.length;
+    if (g.dead_sums) TRY(attention_sums(ops, p, batch, true, g.dead_sums));
+    TRY(attention_records(ops, g, batch));
+    TRY(launch_rows(ops, g, batch, false, p.count > 1 || g.dead_sums));
+    if (tensor_present(dcoefficients)) TRY(add_coefficients(ops, g, batch, dcoefficients));
+    if (g.dq_sums && rows > 0)
+        CUDA_TRY(
+            cudaMemsetAsync(g.dq_sums, 0, static_cast<size_t>(rows * p.width) * sizeof(float), ops->device->stream));
+    TRY(attention_keys(ops, g, batch));
+    return g.dq_sums ? finish_dq(ops, g, batch) : launch_rows(ops, g, batch, true, false);
+}
+
 enum status cuda_attention_backward(const struct ops *ops, const struct attention_backward *a) {
     TRY(check_attention_backward(ops, a));
     const struct attention *f = &a->forward;
-    const int64_t batch = f->q.shape[0], rows = batch * f->q.shape[2] * f->q.shape[1];
-    const bool dead = a->dead_gradients && tensor_present(f->coefficients), with_dq = !ops->device->deterministic;
-    void *block;
-    TRY(device_scratch(ops, cut_memory(a, dead, with_dq, nullptr).bytes, &block));
-    const backward_memory memory = cut_memory(a, dead, with_dq, static_cast<char *>(block));
+    const int64_t batch = f->q.shape[0];
+    const bool dead = a->dead_gradients && tensor_present(f->coefficients);
     attention_gradient g = {};
-    TRY(attention_plan(ops, "attention_backward", f, memory.plan, &g.f));
+    TRY(attention_plan(ops, "attention_backward", f, nullptr, &g.f));
+    const size_t own = attention_gradient_place(ops, &g, batch, dead, nullptr);
+    void *block;
+    TRY(device_scratch(ops, own + attention_plan_bytes(f), &block));
+    TRY(attention_plan(ops, "attention_backward", f, static_cast<char *>(block) + own, &g.f));
+    attention_gradient_place(ops, &g, batch, dead, static_cast<char *>(block));
     g.d_o = attention_view_of(a->d_o);
     g.dq = attention_view_of(a->dq);
     g.dk = attention_view_of(a->dk);
     g.dv = attention_view_of(a->dv);
-    g.records = memory.records;
-    g.dead_sums = memory.dead_sums;
-    g.dq_sums = memory.dq_sums;
-    if (dead) TRY(attention_sums(ops, g.f, batch, true, memory.dead_sums));
-    TRY(with_real(ops, [&](auto real) {
-        return device_launch(ops, "attention_backward", write_records<decltype(real)>,
-                             grid_over(rows, row_threads / 32), row_threads, 0, g, rows);
-    }));
-    TRY(launch_rows(ops, g, batch, false, f->count > 1 || dead));
-    if (tensor_present(a->dcoefficients)) TRY(add_coefficients(ops, g, batch, a->dcoefficients, memory.partial));
-    if (with_dq)
-        CUDA_TRY(cudaMemsetAsync(memory.dq_sums, 0, static_cast<size_t>(rows * g.f.width) * sizeof(float),
-                                 ops->device->stream));
-    TRY(attention_keys(ops, g, batch));
-    return with_dq ? finish_dq(ops, g, batch) : launch_rows(ops, g, batch, true, false);
+    return attention_backward(ops, g, batch, a->dcoefficients);
 }

@@ -3,14 +3,20 @@
  * are exact without a common reference: e^{s − log Z_m} never exceeds 1. The host does not know which heads are which:
  * each kernel leaves the others' alone. */
 #include "kernels/cuda/attention_rows.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
-template <class T, int D> struct forward_shape;
-template <> struct forward_shape<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 2, 64>; };
-template <> struct forward_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 2, 32>; };
-template <> struct forward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
-template <int D> struct forward_shape<float, D> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct forward_shape;
+template <> struct forward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 64, 4, 2, 64>; };
+template <> struct forward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 8, 1, 64>; };
+template <> struct forward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
+template <> struct forward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 2, 32>; };
+template <> struct forward_shape<bf16, 128, 1> { using shape = tile_shape<bf16, 128, 8, 1, 64>; };
+template <> struct forward_shape<bf16, 128, 2> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
+template <> struct forward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
+template <int D> struct forward_shape<float, D, 0> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
 
 struct forward_arguments {
     attention_problem p;
@@ -18,10 +24,6 @@ struct forward_arguments {
     float *sums;       /* attention_sums: where to */
     bool dead;         /* attention_sums: of whom */
 };
-
-__device__ float natural_log_sum(float most, float sum) {
-    return sum == 0.0f ? -INFINITY : (most + log2f(sum)) * log_of_2;
-}
 
 /* Nothing lives in this head: o = 0. log_sums are −inf of every candidate but `except`. */
 template <class S>
@@ -60,27 +62,6 @@ __device__ void mask_scores(float (&scores)[S::tiles][S::groups][4], const atten
                     if (!span_holds(rule, span.x, span.y, key + n * 8 + lane_column() + odd))
                         scores[tile][n][2 * half + odd] = -INFINITY;
         }
-}
-
-/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become
- * weights relative to the maximum. Returns what earlier weights must be multiplied by. */
-template <int GROUPS> __device__ float take_row(float (&scores)[GROUPS][4], int half, float &most, float &sum) {
-    float here = most;
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++) here = fmaxf(here, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    here = quad_max(here);
-    const float reference = here == -INFINITY ? 0.0f : here, factor = exp2_quick(most - reference);
-    most = here;
-    sum *= factor;
-#pragma unroll
-    for (int n = 0; n < GROUPS; n++)
-#pragma unroll
-        for (int odd = 0; odd < 2; odd++) {
-            float &score = scores[n][2 * half + odd];
-            score = exp2_quick(score - reference);
-            sum += score;
-        }
-    return factor;
 }
 
 /* One live candidate or none. A block: S::rows queries of one head. */
@@ -322,7 +303,7 @@ template <class S> enum status order_rows(const attention_problem &p, int64_t ba
                          static_cast<long long>(tiles * pairs));
     g->p = p;
     g->order = order_blocks(tiles, pairs,
-                            int64_t{2} * p.length * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share,
+                            int64_t{2} * p.keys * p.width * static_cast<int64_t>(sizeof(typename S::real)) / p.share,
                             p.causal);
     *grid = dim3(static_cast<unsigned>(tiles * pairs));
     return STATUS_OK;
@@ -365,16 +346,23 @@ enum status attention_sums(const struct ops *ops, const attention_problem &p, in
     });
 }
 
+enum status attention_forward(const struct ops *ops, const attention_problem &p, int64_t batch) {
+    return with_real(ops, [&](auto real) {
+        return with_padded_width(p.width, [&](auto width) {
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_FORWARD, p.width, p.length, [&](auto form) {
+                return run_forward<typename forward_shape<decltype(real), D, decltype(form)::value>::shape>(ops, p,
+                                                                                                            batch);
+            });
+        });
+    });
+}
+
 enum status cuda_attention(const struct ops *ops, const struct attention *a) {
     TRY(check_attention(ops, a));
     void *memory;
     TRY(device_scratch(ops, attention_plan_bytes(a), &memory));
     attention_problem p;
     TRY(attention_plan(ops, "attention", a, static_cast<char *>(memory), &p));
-    return with_real(ops, [&](auto real) {
-        return with_padded_width(p.width, [&](auto width) {
-            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p,
-                                                                                                      a->q.shape[0]);
-        });
-    });
+    return attention_forward(ops, p, a->q.shape[0]);
 }

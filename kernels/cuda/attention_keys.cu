@@ -2,6 +2,7 @@
  * query heads that read it. Its products are those of the rows' kernels with queries and keys exchanged: weights lie
  * with keys as rows, and so are the left side of dv += Aᵀ·do and dk += dsᵀ·q without leaving their registers. */
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
@@ -11,13 +12,18 @@ template <class S, int OUT> struct keys_shape : S {
     /* Of the product for dq: queries in runs of 16, and how many warps share the columns of one. */
     static constexpr int query_tiles = S::columns / 16, sharers = S::warps / query_tiles, share = OUT / sharers;
 };
-template <class T, int D> struct keys_shape_of;
-template <> struct keys_shape_of<bf16, 64> { using shape = keys_shape<tile_shape<bf16, 64, 4, 2, 32>, 64>; };
-template <> struct keys_shape_of<bf16, 128> { using shape = keys_shape<tile_shape<bf16, 128, 4, 1, 32>, 128>; };
-template <> struct keys_shape_of<bf16, 256> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 32>, 128>; };
-template <> struct keys_shape_of<float, 64> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 32>, 64>; };
-template <> struct keys_shape_of<float, 128> { using shape = keys_shape<tile_shape<float, 128, 2, 1, 32>, 128>; };
-template <> struct keys_shape_of<float, 256> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 16>, 128>; };
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct keys_shape_of;
+template <> struct keys_shape_of<bf16, 64, 0> { using shape = keys_shape<tile_shape<bf16, 64, 4, 2, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 64, 1> { using shape = keys_shape<tile_shape<bf16, 64, 4, 1, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 64, 2> { using shape = keys_shape<tile_shape<bf16, 64, 8, 1, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 128, 0> { using shape = keys_shape<tile_shape<bf16, 128, 4, 1, 32>, 128>; };
+template <> struct keys_shape_of<bf16, 128, 1> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 32>, 128>; };
+template <> struct keys_shape_of<bf16, 128, 2> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 16>, 128>; };
+template <> struct keys_shape_of<bf16, 256, 0> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 32>, 128>; };
+template <> struct keys_shape_of<float, 64, 0> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 32>, 64>; };
+template <> struct keys_shape_of<float, 128, 0> { using shape = keys_shape<tile_shape<float, 128, 2, 1, 32>, 128>; };
+template <> struct keys_shape_of<float, 256, 0> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 16>, 128>; };
 
 struct keys_arguments {
     attention_gradient g;
@@ -50,8 +56,9 @@ template <class S> __device__ tile_walk walk_queries(const attention_problem &p,
     int reach = 0;
     for (int m = 0; m < count; m++)
         if (coefficient_of(p, h, m) != 0.0f) reach = max(reach, p.rules[m].reach);
-    const int64_t end = min(static_cast<int64_t>(key) + S::rows + reach, static_cast<int64_t>(p.length));
-    const int first = p.causal ? key : max(key - reach, 0);
+    const int64_t at = static_cast<int64_t>(key) * p.key_step;
+    const int64_t end = min(at + S::rows + reach, static_cast<int64_t>(p.length));
+    const int first = static_cast<int>(p.causal ? min(at, static_cast<int64_t>(p.length)) : max(key - reach, 0));
     return walk_tiles(first / S::columns, static_cast<int>((end + S::columns - 1) / S::columns));
 }
 
@@ -212,9 +219,9 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const int key = place.tile * S::rows, count = COUNT ? COUNT : p.count;
     const keys_memory<S> memory(shared_memory(), count);
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.keys, attention_rows<const T>(p.k, b, group), p.k.token,
-                                                        key, p.length, p.width, p.k.vector);
+                                                        key, p.keys, p.width, p.k.vector);
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.values, attention_rows<const T>(p.v, b, group),
-                                                        p.v.token, key, p.length, p.width, p.v.vector);
+                                                        p.v.token, key, p.keys, p.width, p.v.vector);
     float dk[S::tiles][S::out / 8][4], dv[S::tiles][S::out / 8][4];
     clear_sums(dk);
     clear_sums(dv);
@@ -248,17 +255,17 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
     const int first = key + warp_number() * S::tiles * 16;
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = p.scale;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.length, part * S::out, p.width,
-                                 g.dk.vector, dk, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dk, b, group), g.dk.token, first, p.keys, part * S::out, p.width,
+                                 g.dk.vector, dk, factor, g.accumulate_kv);
 #pragma unroll
     for (int n = 0; n < 2 * S::tiles; n++) factor[n / 2][n % 2] = 1.0f;
-    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.length, part * S::out, p.width,
-                                 g.dv.vector, dv, factor);
+    store_rows<S::tiles, S::out>(attention_rows<T>(g.dv, b, group), g.dv.token, first, p.keys, part * S::out, p.width,
+                                 g.dv.vector, dv, factor, g.accumulate_kv);
 }
 
 template <class S> enum status run_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
     const attention_problem &p = g.f;
-    const int64_t tiles = divide_up(p.length, S::rows), pairs = batch * (p.heads / p.share) * S::parts;
+    const int64_t tiles = divide_up(p.keys, S::rows), pairs = batch * (p.heads / p.share) * S::parts;
     if (tiles * pairs > INT_MAX)
         return error_set(STATUS_SHAPE, "attention_backward: expected up to %d tiles of keys, found %lld", INT_MAX,
                          static_cast<long long>(tiles * pairs));
@@ -280,7 +287,10 @@ template <class S> enum status run_keys(const struct ops *ops, const attention_g
 enum status attention_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
-            return run_keys<typename keys_shape_of<decltype(real), decltype(width)::value>::shape>(ops, g, batch);
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_KEYS, g.f.width, g.f.length, [&](auto form) {
+                return run_keys<typename keys_shape_of<decltype(real), D, decltype(form)::value>::shape>(ops, g, batch);
+            });
         });
     });
 }

@@ -163,7 +163,8 @@ enum status attention_plan(const struct ops *ops, const char *operation, const s
     p->log_sums = data_of<float>(a->log_sums);
     p->spans = plan.spans;
     p->hulls = plan.hulls;
-    p->length = plan.length;
+    p->length = p->keys = plan.length;
+    p->key_step = 1;
     p->heads = static_cast<int>(a->q.shape[2]);
     p->share = static_cast<int>(a->q.shape[2] / a->k.shape[2]);
     p->width = static_cast<int>(width);
@@ -172,6 +173,7 @@ enum status attention_plan(const struct ops *ops, const char *operation, const s
     p->causal = a->causal;
     p->scale = static_cast<float>(a->scale);
     p->scale_log2 = static_cast<float>(a->scale * 1.44269504088896340736);
+    if (!memory) return STATUS_OK;
     return device_launch(ops, operation, plan_spans, grid_over(plan.batch * plan.hull_count, plan_threads / 32),
                          plan_threads, 0, plan);
 }

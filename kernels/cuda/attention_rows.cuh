@@ -60,10 +60,10 @@ __device__ inline void walk_keys(const attention_problem &p, const row_candidate
     };
     const auto load = [&](int tile, int stage) {
         T *at = tiles + stage * (v ? 2 : 1) * size;
-        load_rows<S::columns, S::width, S::stride, S::threads>(at, k, p.k.token, tile * S::columns, p.length, p.width,
+        load_rows<S::columns, S::width, S::stride, S::threads>(at, k, p.k.token, tile * S::columns, p.keys, p.width,
                                                                p.k.vector);
         if (v)
-            load_rows<S::columns, S::width, S::stride, S::threads>(at + size, v, p.v.token, tile * S::columns, p.length,
+            load_rows<S::columns, S::width, S::stride, S::threads>(at + size, v, p.v.token, tile * S::columns, p.keys,
                                                                    p.width, p.v.vector);
     };
     int least = INT_MAX, most = 0;

@@ -40,6 +40,32 @@ __device__ inline float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(whole_warp, x, 2));
 }
 
+/* Of a row's weights with base 2, relative to their largest exponent. */
+__device__ inline float natural_log_sum(float most, float sum) {
+    return sum == 0.0f ? -INFINITY : (most + log2f(sum)) * log_of_2;
+}
+
+/* Takes a tile's scores (exponents) of one row into its running maximum and this lane's part of its sum; they become
+ * weights relative to the maximum. Returns what earlier weights must be multiplied by. */
+template <int GROUPS> __device__ inline float take_row(float (&scores)[GROUPS][4], int half, float &most, float &sum) {
+    float here = most;
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++) here = fmaxf(here, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    here = quad_max(here);
+    const float reference = here == -INFINITY ? 0.0f : here, factor = exp2_quick(most - reference);
+    most = here;
+    sum *= factor;
+#pragma unroll
+    for (int n = 0; n < GROUPS; n++)
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            float &score = scores[n][2 * half + odd];
+            score = exp2_quick(score - reference);
+            sum += score;
+        }
+    return factor;
+}
+
 /* tile [ROWS][STRIDE] = rows first … first + ROWS − 1 of `from` (rows are `step` elements apart), zeros after row
  * length − 1 and after column width − 1. By all of THREADS; complete once copy_async_wait has waited for the group and
  * a barrier has passed. */
@@ -62,11 +88,12 @@ __device__ inline void load_rows(T *tile, const T *from, int64_t step, int first
     }
 }
 
-/* Rows of the warp's sums, times factor[tile][half], to rows first … of `to`; `first` is that of the warp; the sums'
- * columns are first_column … of the head. */
+/* Rows of the warp's sums, times factor[tile][half], to (accumulate: added to) rows first … of `to`; `first` is that of
+ * the warp; the sums' columns are first_column … of the head. */
 template <int TILES, int OUT, class T>
 __device__ inline void store_rows(T *to, int64_t step, int first, int length, int first_column, int width, bool vector,
-                                  const float (&sums)[TILES][OUT / 8][4], const float (&factor)[TILES][2]) {
+                                  const float (&sums)[TILES][OUT / 8][4], const float (&factor)[TILES][2],
+                                  bool accumulate = false) {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++)
 #pragma unroll
@@ -77,13 +104,18 @@ __device__ inline void store_rows(T *to, int64_t step, int first, int length, in
 #pragma unroll
             for (int n = 0; n < OUT / 8; n++) {
                 const int column = n * 8 + lane_column();
-                const float pair[2] = {factor[tile][half] * sums[tile][n][2 * half],
-                                       factor[tile][half] * sums[tile][n][2 * half + 1]};
-                if (vector && first_column + column < width) {
+                const bool both = first_column + column + 1 < width, one = first_column + column < width;
+                float pair[2] = {factor[tile][half] * sums[tile][n][2 * half],
+                                 factor[tile][half] * sums[tile][n][2 * half + 1]};
+                if (accumulate) {
+                    if (one) pair[0] += to_float(at[column]);
+                    if (both) pair[1] += to_float(at[column + 1]);
+                }
+                if (vector && one) {
                     store_pack<2>(at + column, pair);
                 } else {
-                    if (first_column + column < width) at[column] = from_float<T>(pair[0]);
-                    if (first_column + column + 1 < width) at[column + 1] = from_float<T>(pair[1]);
+                    if (one) at[column] = from_float<T>(pair[0]);
+                    if (both) at[column + 1] = from_float<T>(pair[1]);
                 }
             }
         }

@@ -23,7 +23,7 @@ struct chosen_source {
         const int64_t number = int64_t{chosen_number} + (rule.base ? rule.base[row] : 0);
         if (number < 0 || number >= rule.keys * rule.width || (rule.limit && number >= rule.limit[row])) return false;
         *key = static_cast<int32_t>(number / rule.width);
-        *value = static_cast<int32_t>(query * rule.width + number % rule.width);
+        *value = static_cast<int32_t>(rule.slots ? at : query * rule.width + number % rule.width);
         return true;
     }
 };

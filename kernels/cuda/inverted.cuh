@@ -20,7 +20,8 @@ struct inverted_rule {
     const int32_t *base;  /* [B,T], or NULL for 0 */
     const int32_t *limit; /* [B,T], or NULL for none */
     int64_t keys;
-    int width; /* 1: a key a number; then an entry is the query itself */
+    int width;          /* 1: a key a number; then an entry is the query itself */
+    bool slots = false; /* width 1: instead, an entry is query · n + the number's place in its list */
 };
 
 /* Bytes that inverted_build wants at `memory`, a multiple of 256: 4 for each number of `chosen`, offsets, and what

@@ -6,6 +6,4 @@
         (void)arguments;                                                                                               \
         return error_set(STATUS_USAGE, #operation ": no form on %s; use --device cpu", ops->name);                     \
     }
-UNAVAILABLE(block_attention)
-UNAVAILABLE(block_attention_backward)
 UNAVAILABLE(block_mass)

@@ -6,6 +6,7 @@
 #include "support/check.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +17,9 @@ const char *const nsa_input_names[NSA_INPUTS] = {"q",    "k",        "v",       
 static const double loss_before = 1.5, loss_weight = 0.25;
 
 const char *const nsa_output_names[NSA_OUTPUTS] = {"o", "compressed", "losses"};
+const char *const nsa_between_names[NSA_BETWEENS] = {
+    "compressed k", "compressed v", "gradient of compressed k", "gradient of compressed v", "log_sums", "branch 0",
+    "branch 1",     "branch 2"};
 
 /* Name, B, T, H, G, D, l, d, l', n, w, select_group, apart, cuts. */
 const struct nsa_case nsa_cases[] = {
@@ -70,6 +74,12 @@ int64_t nsa_output_count(const struct nsa_case *row, enum nsa_output output) {
     return output == NSA_LOSSES ? row->batch * row->length * row->heads / row->select_group : nsa_count(row, NSA_Q);
 }
 
+int64_t nsa_between_count(const struct nsa_case *row, enum nsa_between between) {
+    if (between >= NSA_BRANCH) return nsa_count(row, NSA_Q);
+    if (between == NSA_LOG_SUMS) return row->batch * row->heads * row->length;
+    return row->batch * compressed_bound(row->length, row->compress, row->stride) * row->groups * row->width;
+}
+
 int64_t nsa_chosen_count(const struct nsa_case *row) {
     return row->batch * row->length * row->heads / row->select_group * row->select;
 }
@@ -96,6 +106,7 @@ void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x) {
         if (n < NSA_LEARNING) x->gradients[n] = new_array(count);
     }
     for (int n = 0; n < NSA_OUTPUTS; n++) x->outputs[n] = new_array(nsa_output_count(row, n));
+    for (int n = 0; n < NSA_BETWEENS; n++) x->between[n] = new_array(nsa_between_count(row, n));
     x->d_o = new_array(nsa_count(row, NSA_Q));
     for (int64_t i = 0; i < nsa_count(row, NSA_Q); i++) x->d_o[i] = case_draw(i, 20);
     CHECK_OK(memory_new((size_t)nsa_chosen_count(row), sizeof *x->chosen, "choices", &x->chosen));
@@ -112,9 +123,19 @@ void nsa_free(struct nsa_arrays *x) {
     for (int n = 0; n < NSA_INPUTS; n++) free(x->inputs[n]);
     for (int n = 0; n < NSA_LEARNING; n++) free(x->gradients[n]);
     for (int n = 0; n < NSA_OUTPUTS; n++) free(x->outputs[n]);
+    for (int n = 0; n < NSA_BETWEENS; n++) free(x->between[n]);
     free(x->d_o);
     free(x->start);
     free(x->chosen);
+}
+
+void nsa_give(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to) {
+    for (int n = 0; n < NSA_BETWEENS; n++)
+        memcpy(to->between[n], from->between[n], (size_t)nsa_between_count(row, n) * sizeof(double));
+    for (int n = 0; n < NSA_OUTPUTS; n++)
+        memcpy(to->outputs[n], from->outputs[n], (size_t)nsa_output_count(row, n) * sizeof(double));
+    memcpy(to->chosen, from->chosen, (size_t)nsa_chosen_count(row) * sizeof *to->chosen);
+    to->feed = true;
 }
 
 /* --- a table's memory --------------------------------------------------------------------------------------------- */
@@ -170,6 +191,20 @@ static struct tensor shape_of(const struct nsa_case *row, enum dtype real, int i
     }
 }
 
+static struct tensor between_of(const struct device_case *d, int n) {
+    if (n >= NSA_BRANCH) return d->branches[n - NSA_BRANCH];
+    if (n == NSA_LOG_SUMS) return d->sums[0];
+    return n < NSA_D_COMPRESSED_K ? d->compressed[n] : d->d_compressed[n - NSA_D_COMPRESSED_K];
+}
+
+/* Numbers that every dtype holds, for what an operation adds to. */
+static void fill_before(const struct device_case *d, struct tensor t) {
+    double *array = new_array(tensor_count(t));
+    for (int64_t n = 0; n < tensor_count(t); n++) array[n] = floor(64 * case_draw(n, 40)) / 64;
+    case_move(d->ops, t, array, true);
+    free(array);
+}
+
 static void open_case(struct device_case *d, const struct nsa_arrays *x) {
     const struct nsa_case *row = d->row;
     const enum dtype real = d->ops->real;
@@ -203,6 +238,13 @@ static void open_case(struct device_case *d, const struct nsa_arrays *x) {
     CHECK_OK(d->ops->upload(d->ops, d->start, x->start));
     d->chosen = take(d, tensor_4d(NULL, DTYPE_I32, row->batch, row->length, lists, row->select));
     CHECK_OK(d->ops->upload(d->ops, d->chosen, x->chosen));
+    for (int n = 0; n < NSA_BETWEENS; n++) case_move(d->ops, between_of(d, n), x->between[n], true);
+    for (int n = 0; n < 3; n++) {
+        fill_before(d, d->gradients[n]);
+        case_move(d->ops, d->d_branches[n], x->d_o, true);
+    }
+    case_move(d->ops, d->losses, x->outputs[NSA_LOSSES], true);
+    case_move(d->ops, d->o, x->outputs[NSA_O], true);
 }
 
 /* --- the operations ----------------------------------------------------------------------------------------------- */
@@ -284,28 +326,42 @@ static struct block_mass mass_of(const struct device_case *d, bool backward) {
                                .gradient_scale = NSA_LOSS_SCALE};
 }
 
-static void forward(const struct device_case *d, bool choose) {
+static void forward(const struct device_case *d, int parts, bool choose) {
     const struct ops *ops = d->ops;
-    for (int n = 0; n < 2; n++) {
+    for (int n = 0; n < 2 && parts & NSA_COMPRESS; n++) {
         const struct block_compress c = compress_of(d, n);
         CHECK_OK(ops->block_compress(ops, &c));
     }
     const struct compressed_attention coarse = coarse_of(d, choose);
-    CHECK_OK(ops->compressed_attention(ops, &coarse));
-    for (int branch = 1; branch < (d->row->apart ? 3 : 2); branch++) {
+    if (parts & NSA_COARSE) CHECK_OK(ops->compressed_attention(ops, &coarse));
+    for (int branch = 1; branch < (d->row->apart ? 3 : 2) && parts & NSA_FINE; branch++) {
         const struct block_attention fine = fine_of(d, branch);
         CHECK_OK(ops->block_attention(ops, &fine));
     }
     const struct gate_mix mix = gates_of(d);
-    CHECK_OK(ops->gate_mix(ops, &mix));
+    if (parts & NSA_GATES) CHECK_OK(ops->gate_mix(ops, &mix));
 }
 
-static void backward(const struct device_case *d) {
+static void compress_backward(const struct device_case *d) {
+    for (int n = 0; n < 2; n++) {
+        const int first = n ? NSA_W1_V : NSA_W1_K;
+        const struct block_compress_backward c = {.forward = compress_of(d, n),
+                                                  .d_out = d->d_compressed[n],
+                                                  .dx = d->gradients[n ? NSA_V : NSA_K],
+                                                  .dw1 = d->gradients[first],
+                                                  .db1 = d->gradients[first + 1],
+                                                  .dw2 = d->gradients[first + 2],
+                                                  .dplaces = d->gradients[first + 3]};
+        CHECK_OK(d->ops->block_compress_backward(d->ops, &c));
+    }
+}
+
+static void backward(const struct device_case *d, int parts) {
     const struct ops *ops = d->ops;
     struct gate_mix_backward mix = {.forward = gates_of(d), .d_o = d->d_o, .dlogits = d->gradients[NSA_LOGITS]};
     for (int n = 0; n < mix.forward.count; n++) mix.d_branches[n] = d->d_branches[d->row->apart ? n : 1 - n];
-    CHECK_OK(ops->gate_mix_backward(ops, &mix));
-    for (int branch = 1; branch < (d->row->apart ? 3 : 2); branch++) {
+    if (parts & NSA_GATES) CHECK_OK(ops->gate_mix_backward(ops, &mix));
+    for (int branch = 1; branch < (d->row->apart ? 3 : 2) && parts & NSA_FINE; branch++) {
         const struct block_attention_backward fine = {.forward = fine_of(d, branch),
                                                       .d_o = d->d_branches[branch],
                                                       .dq = d->gradients[NSA_Q],
@@ -321,20 +377,10 @@ static void backward(const struct device_case *d) {
                                                          .dk = d->d_compressed[0],
                                                          .dv = d->d_compressed[1],
                                                          .accumulate_q = true};
-    CHECK_OK(ops->compressed_attention_backward(ops, &coarse));
+    if (parts & NSA_COARSE) CHECK_OK(ops->compressed_attention_backward(ops, &coarse));
     const struct block_mass mass = mass_of(d, true);
-    CHECK_OK(ops->block_mass(ops, &mass));
-    for (int n = 0; n < 2; n++) {
-        const int first = n ? NSA_W1_V : NSA_W1_K;
-        const struct block_compress_backward c = {.forward = compress_of(d, n),
-                                                  .d_out = d->d_compressed[n],
-                                                  .dx = d->gradients[n ? NSA_V : NSA_K],
-                                                  .dw1 = d->gradients[first],
-                                                  .db1 = d->gradients[first + 1],
-                                                  .dw2 = d->gradients[first + 2],
-                                                  .dplaces = d->gradients[first + 3]};
-        CHECK_OK(ops->block_compress_backward(ops, &c));
-    }
+    if (parts & NSA_MASS) CHECK_OK(ops->block_mass(ops, &mass));
+    if (parts & NSA_COMPRESS) compress_backward(d);
 }
 
 /* What block_mass added to `loss` is the weighted sum of the losses that it wrote. */
@@ -347,31 +393,34 @@ static void check_loss(const struct device_case *d, const double *losses) {
         fail_msg("loss: expected %.17g, found %.17g", expected, found);
 }
 
-void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool with_backward) {
+void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, int parts) {
     struct device_case d = {.ops = ops, .row = row};
     open_case(&d, x);
-    forward(&d, !x->feed);
-    if (with_backward) {
-        backward(&d);
-    } else {
+    forward(&d, parts, !x->feed);
+    if (parts & NSA_BACKWARD) {
+        backward(&d, parts);
+    } else if (parts & NSA_MASS) {
         const struct block_mass mass = mass_of(&d, false);
         CHECK_OK(ops->block_mass(ops, &mass));
     }
     case_move(ops, d.o, x->outputs[NSA_O], false);
     case_move(ops, d.branches[0], x->outputs[NSA_COMPRESSED], false);
     case_move(ops, d.losses, x->outputs[NSA_LOSSES], false);
-    check_loss(&d, x->outputs[NSA_LOSSES]);
+    if (parts & NSA_MASS) check_loss(&d, x->outputs[NSA_LOSSES]);
     CHECK_OK(ops->download(ops, d.chosen, x->chosen));
-    for (int n = 0; with_backward && n < NSA_LEARNING; n++) case_move(ops, d.gradients[n], x->gradients[n], false);
+    for (int n = 0; n < NSA_BETWEENS; n++) case_move(ops, between_of(&d, n), x->between[n], false);
+    for (int n = 0; parts & NSA_BACKWARD && n < NSA_LEARNING; n++)
+        case_move(ops, d.gradients[n], x->gradients[n], false);
     for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
 }
 
 static void compare(const struct nsa_case *row, const char *what, const char *name, const double *expected,
                     const double *found, int64_t count, double tolerance) {
     double most = 1;
-    for (int64_t n = 0; n < count; n++) most = fmax(most, fabs(expected[n]));
     for (int64_t n = 0; n < count; n++)
-        if (!(fabs(expected[n] - found[n]) <= tolerance * most))
+        if (isfinite(expected[n])) most = fmax(most, fabs(expected[n]));
+    for (int64_t n = 0; n < count; n++)
+        if (expected[n] != found[n] && !(fabs(expected[n] - found[n]) <= tolerance * most))
             fail_msg("%s: %s: %s[%lld]: expected %.12g, found %.12g (largest %.3g)", row->name, what, name,
                      (long long)n, expected[n], found[n], most);
 }
@@ -381,10 +430,88 @@ void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_
     for (int n = 0; n < NSA_OUTPUTS; n++)
         compare(row, what, nsa_output_names[n], expected->outputs[n], found->outputs[n], nsa_output_count(row, n),
                 tolerance);
+    for (int n = 0; n < NSA_BETWEENS; n++)
+        compare(row, what, nsa_between_names[n], expected->between[n], found->between[n], nsa_between_count(row, n),
+                tolerance);
     for (int n = 0; n < NSA_LEARNING; n++) {
         char name[32];
         strcpy(name, "gradient of ");
         strcat(name, nsa_input_names[n]);
         compare(row, what, name, expected->gradients[n], found->gradients[n], nsa_count(row, n), tolerance);
     }
+}
+
+/* --- the choice --------------------------------------------------------------------------------------------------- */
+
+/* The choice from importance, by looking for the largest again and again. */
+static void sort_choice(const double *importance, int64_t own, int64_t select, int32_t *chosen) {
+    int64_t used = 0;
+    bool *taken;
+    CHECK_OK(memory_new((size_t)own + 1, sizeof *taken, "marks", &taken));
+    taken[0] = taken[own] = taken[own ? own - 1 : 0] = true;
+    for (int64_t b = 0; b <= own; b++) used += taken[b];
+    for (; used < select && used <= own; used++) {
+        int64_t best = -1;
+        for (int64_t b = 0; b <= own; b++)
+            if (!taken[b] && (best < 0 || importance[b] > importance[best])) best = b;
+        taken[best] = true;
+    }
+    used = 0;
+    for (int64_t b = 0; b <= own; b++)
+        if (taken[b]) chosen[used++] = (int32_t)b;
+    while (used < select) chosen[used++] = -1;
+    free(taken);
+}
+
+/* The sort, query by query, of a choice [length,select] from keys k. */
+static void compare_choice(const struct compressed_attention *a, const double *k, const int32_t *chosen) {
+    const int64_t length = a->q.shape[1], blocks = a->k.shape[1], numbers = length / a->block + 2;
+    double *importance;
+    int32_t *expected;
+    CHECK_OK(memory_new((size_t)numbers, sizeof *importance, "importance", &importance));
+    CHECK_OK(memory_new((size_t)a->select, sizeof *expected, "choices", &expected));
+    for (int64_t i = 0; i < length; i++) {
+        memset(importance, 0, (size_t)numbers * sizeof *importance);
+        for (int64_t t = 0; t <= i; t++)
+            for (int64_t c = 0; t % a->stride == 0 && c < blocks && c * a->stride <= t; c++)
+                if (c * a->stride + a->compress > t && c * a->stride + a->compress - 1 <= i)
+                    importance[t / a->block] += exp(k[c]);
+        sort_choice(importance, i / a->block, a->select, expected);
+        if (memcmp(expected, chosen + i * a->select, (size_t)a->select * sizeof *expected) == 0) continue;
+        for (int32_t s = 0; s < a->select; s++) printf("  %d %d\n", expected[s], chosen[i * a->select + s]);
+        fail_msg("T=%lld l=%d d=%d l'=%d n=%d, query %lld: expected and found as above", (long long)length, a->compress,
+                 a->stride, a->block, a->select, (long long)i);
+    }
+    free(importance);
+    free(expected);
+}
+
+void nsa_check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
+                      int32_t select, int levels) {
+    const int64_t blocks = compressed_bound(length, compress, stride);
+    double *q = new_array(length), *k = new_array(blocks);
+    int32_t *chosen;
+    CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen)); /* zeros: one document */
+    for (int64_t t = 0; t < length; t++) q[t] = 1;
+    for (int64_t c = 0; c < blocks; c++)
+        k[c] = levels ? floor((case_draw(c, 3) + 1) * levels / 2) : 2 * case_draw(c, 3);
+    struct device_case d = {.ops = ops};
+    struct compressed_attention a = {.compress = compress, .stride = stride, .block = block, .select = select};
+    a.select_group = 1;
+    a.scale = 1;
+    a.q = take(&d, tensor_4d(NULL, ops->real, 1, length, 1, 1));
+    a.k = take(&d, tensor_4d(NULL, ops->real, 1, blocks, 1, 1));
+    a.start = take(&d, tensor_2d(NULL, DTYPE_I32, 1, length));
+    a.log_sums = take(&d, tensor_3d(NULL, ops->statistic, 1, 1, length));
+    a.chosen = take(&d, tensor_4d(NULL, DTYPE_I32, 1, length, 1, select));
+    case_move(ops, a.q, q, true);
+    case_move(ops, a.k, k, true);
+    CHECK_OK(ops->upload(ops, a.start, chosen));
+    CHECK_OK(ops->compressed_attention(ops, &a));
+    CHECK_OK(ops->download(ops, a.chosen, chosen));
+    compare_choice(&a, k, chosen);
+    for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
+    free(q);
+    free(k);
+    free(chosen);
 }

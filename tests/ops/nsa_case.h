@@ -40,10 +40,37 @@ enum nsa_input {
 enum nsa_output { NSA_O = 0, NSA_COMPRESSED, NSA_LOSSES, NSA_OUTPUTS };
 extern const char *const nsa_input_names[NSA_INPUTS], *const nsa_output_names[NSA_OUTPUTS];
 
+/* What one operation makes and others read: of k and v the compressed blocks [B,Nb,G,D] and their gradients, the
+ * compressed branch's log_sums [B,H,T], and the three branches [B,T,H,D] (compressed, selected, window). A run writes
+ * those that its parts make and reads the others. */
+enum nsa_between {
+    NSA_COMPRESSED_K = 0,
+    NSA_COMPRESSED_V,
+    NSA_D_COMPRESSED_K,
+    NSA_D_COMPRESSED_V,
+    NSA_LOG_SUMS,
+    NSA_BRANCH,
+    NSA_BETWEENS = NSA_BRANCH + 3
+};
+extern const char *const nsa_between_names[NSA_BETWEENS];
+
+/* The operations that a run does; NSA_BACKWARD adds their backward ones. Gradients of what did not run before an
+ * operation that accumulates are numbers of the case's own, so that what is accumulated to is tested. */
+enum {
+    NSA_COMPRESS = 1, /* block_compress */
+    NSA_COARSE = 2,   /* compressed_attention, with the choice unless `feed` */
+    NSA_FINE = 4,     /* block_attention */
+    NSA_GATES = 8,    /* gate_mix */
+    NSA_MASS = 16,    /* block_mass */
+    NSA_BACKWARD = 32,
+    NSA_FORWARD = 31,
+    NSA_ALL = 63
+};
+
 #define NSA_LOSS_SCALE 0.7 /* of losses beside Σ o·d_o */
 
 struct nsa_arrays {
-    double *inputs[NSA_INPUTS], *gradients[NSA_LEARNING], *outputs[NSA_OUTPUTS], *d_o;
+    double *inputs[NSA_INPUTS], *gradients[NSA_LEARNING], *outputs[NSA_OUTPUTS], *between[NSA_BETWEENS], *d_o;
     int32_t *start;  /* [B,T] */
     int32_t *chosen; /* [B,T,H/select_group,select]: written by a run, or read by it when `feed` */
     bool feed;
@@ -54,13 +81,21 @@ extern const int nsa_case_count;
 
 int64_t nsa_count(const struct nsa_case *row, enum nsa_input input);
 int64_t nsa_output_count(const struct nsa_case *row, enum nsa_output output);
+int64_t nsa_between_count(const struct nsa_case *row, enum nsa_between between);
 int64_t nsa_chosen_count(const struct nsa_case *row);
 /* Inputs by nsa_draw, as the oracle script has them; outputs cleared. Released with nsa_free. */
 void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x);
 void nsa_free(struct nsa_arrays *x);
-/* Outputs (and with `backward` gradients) from inputs by a table's operations. */
-void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, bool backward);
-/* Fails when arrays differ by more than tolerance × the largest expected element (at least 1). */
+/* Outputs (and gradients) from inputs by a table's operations; `parts`: NSA_…. */
+void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, int parts);
+/* What other parts read, the outputs, and the choice, which is then fed. */
+void nsa_give(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to);
+/* The choice of one head of width 1 whose scores are its keys, against a plain sort; query by query. levels: keys are
+ * that many whole numbers, so that equal ones tie exactly; 0: anything. */
+void nsa_check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
+                      int32_t select, int levels);
+/* Fails when outputs, gradients or what lies between differ by more than tolerance × the array's largest expected
+ * element (at least 1). */
 void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_arrays *expected,
                  const struct nsa_arrays *found, double tolerance);
 

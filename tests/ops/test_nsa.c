@@ -26,17 +26,12 @@ static const struct ops *open_table(const char *name, int threads, const char *i
     return ops;
 }
 
-/* The choice of fp64, which the other tables are given: near-ties may fall elsewhere in fp32. */
+/* Whose choice the other tables are given: near-ties may fall elsewhere in fp32. */
 static void run_oracle(const struct nsa_case *row, struct nsa_arrays *x) {
     const struct ops *ops = open_table("cpu-f64", 2, NULL);
     nsa_fill(row, x);
-    nsa_run(ops, row, x, true);
+    nsa_run(ops, row, x, NSA_ALL);
     ops->close(ops);
-}
-
-static void give_choice(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to) {
-    memcpy(to->chosen, from->chosen, (size_t)nsa_chosen_count(row) * sizeof *to->chosen);
-    to->feed = true;
 }
 
 static void check_golden(const struct golden *g, int line, const char *name, const double *found, int64_t count,
@@ -77,8 +72,8 @@ static void test_pytorch(void **state) {
         if (sum != goldens[n].choices) fail_msg("%s: PyTorch chose other blocks", row->name);
         check_goldens(row, &goldens[n], &wide, 1e-10);
         nsa_fill(row, &narrow);
-        give_choice(row, &wide, &narrow);
-        nsa_run(ops, row, &narrow, true);
+        nsa_give(row, &wide, &narrow);
+        nsa_run(ops, row, &narrow, NSA_ALL);
         check_goldens(row, &goldens[n], &narrow, 1e-4);
         nsa_free(&wide);
         nsa_free(&narrow);
@@ -93,8 +88,8 @@ static void agree(const char *table, const char *isa, double tolerance) {
         struct nsa_arrays expected, found;
         run_oracle(row, &expected);
         nsa_fill(row, &found);
-        give_choice(row, &expected, &found);
-        nsa_run(ops, row, &found, true);
+        nsa_give(row, &expected, &found);
+        nsa_run(ops, row, &found, NSA_ALL);
         nsa_compare(row, isa ? isa : table, &expected, &found, tolerance);
         nsa_free(&expected);
         nsa_free(&found);
@@ -117,7 +112,7 @@ static void test_guarded(void **state) {
 
 static double loss(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x) {
     double sum = 0;
-    nsa_run(ops, row, x, false);
+    nsa_run(ops, row, x, NSA_FORWARD);
     for (int64_t n = 0; n < nsa_count(row, NSA_Q); n++) sum += x->outputs[NSA_O][n] * x->d_o[n];
     for (int64_t n = 0; n < nsa_output_count(row, NSA_LOSSES); n++) sum += NSA_LOSS_SCALE * x->outputs[NSA_LOSSES][n];
     return sum;
@@ -136,7 +131,7 @@ static void test_differences(void **state) {
         const struct nsa_case *row = &rows[r];
         struct nsa_arrays x;
         nsa_fill(row, &x);
-        nsa_run(ops, row, &x, true);
+        nsa_run(ops, row, &x, NSA_ALL);
         x.feed = true;
         for (int n = 0; n < NSA_LEARNING; n++)
             for (int64_t i = 0; i < nsa_count(row, n); i++) {
@@ -170,14 +165,14 @@ static void test_threads(void **state) {
         struct nsa_arrays one, many;
         const struct ops *ops = open_table("cpu", 1, NULL);
         nsa_fill(row, &one);
-        nsa_run(ops, row, &one, true);
+        nsa_run(ops, row, &one, NSA_ALL);
         ops->close(ops);
         for (size_t t = 0; t < sizeof counts / sizeof *counts; t++) {
             char what[32];
             snprintf(what, sizeof what, "%d threads", counts[t]);
             ops = open_table("cpu", counts[t], NULL);
             nsa_fill(row, &many);
-            nsa_run(ops, row, &many, true);
+            nsa_run(ops, row, &many, NSA_ALL);
             ops->close(ops);
             assert_memory_equal(one.chosen, many.chosen, (size_t)nsa_chosen_count(row) * sizeof *one.chosen);
             for (int o = 0; o < NSA_OUTPUTS; o++)
@@ -200,7 +195,7 @@ static void test_no_leak(void **state) {
         if (row->batch > 1 || row->length < 4) continue;
         struct nsa_arrays before;
         nsa_fill(row, &before);
-        nsa_run(ops, row, &before, false);
+        nsa_run(ops, row, &before, NSA_FORWARD);
         for (int part = 1; part < 4; part++) {
             const int64_t t = row->length * part / 4, rest = row->length - t;
             struct nsa_arrays after;
@@ -211,7 +206,7 @@ static void test_no_leak(void **state) {
                 after.inputs[NSA_K][d] = 50 - after.inputs[NSA_K][d];
                 after.inputs[NSA_V][d] = 1e6 * after.inputs[NSA_V][d] + 1;
             }
-            nsa_run(ops, row, &after, false);
+            nsa_run(ops, row, &after, NSA_FORWARD);
             expect_same_bits(row, "a changed future", "o", before.outputs[NSA_O], after.outputs[NSA_O],
                              t * row->heads * row->width);
             assert_memory_equal(before.chosen, after.chosen,
@@ -225,81 +220,6 @@ static void test_no_leak(void **state) {
 
 /* --- the choice --------------------------------------------------------------------------------------------------- */
 
-/* The choice from importance, by looking for the largest again and again. */
-static void sort_choice(const double *importance, int64_t own, int64_t select, int32_t *chosen) {
-    int64_t used = 0;
-    bool *taken;
-    CHECK_OK(memory_new((size_t)own + 1, sizeof *taken, "marks", &taken));
-    taken[0] = taken[own] = taken[own ? own - 1 : 0] = true;
-    for (int64_t b = 0; b <= own; b++) used += taken[b];
-    for (; used < select && used <= own; used++) {
-        int64_t best = -1;
-        for (int64_t b = 0; b <= own; b++)
-            if (!taken[b] && (best < 0 || importance[b] > importance[best])) best = b;
-        taken[best] = true;
-    }
-    used = 0;
-    for (int64_t b = 0; b <= own; b++)
-        if (taken[b]) chosen[used++] = (int32_t)b;
-    while (used < select) chosen[used++] = -1;
-    free(taken);
-}
-
-/* Heads of width 1. levels: keys are that many whole numbers, so that equal ones tie exactly; 0: anything. */
-static void check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
-                         int32_t select, int levels) {
-    const int64_t blocks = compressed_bound(length, compress, stride), numbers = length / block + 2;
-    double *q, *k, *sums, *importance;
-    void *real_q, *real_k;
-    int32_t *start, *chosen, *expected;
-    CHECK_OK(memory_new((size_t)length, sizeof *q, "q", &q));
-    CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k", &k));
-    CHECK_OK(memory_new((size_t)length, sizeof *q, "q as real", &real_q));
-    CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k as real", &real_k));
-    CHECK_OK(memory_new((size_t)length, sizeof *sums, "log sums", &sums));
-    CHECK_OK(memory_new((size_t)numbers, sizeof *importance, "importance", &importance));
-    CHECK_OK(memory_new((size_t)length, sizeof *start, "starts", &start));
-    CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen));
-    CHECK_OK(memory_new((size_t)select, sizeof *expected, "choices", &expected));
-    for (int64_t t = 0; t < length; t++) q[t] = 1;
-    for (int64_t c = 0; c < blocks; c++)
-        k[c] = levels ? floor((case_draw(c, 3) + 1) * levels / 2) : 2 * case_draw(c, 3);
-    const struct compressed_attention a = {.q = tensor_4d(real_q, ops->real, 1, length, 1, 1),
-                                           .k = tensor_4d(real_k, ops->real, 1, blocks, 1, 1),
-                                           .start = tensor_2d(start, DTYPE_I32, 1, length),
-                                           .log_sums = tensor_3d(sums, ops->statistic, 1, 1, length),
-                                           .chosen = tensor_4d(chosen, DTYPE_I32, 1, length, 1, select),
-                                           .compress = compress,
-                                           .stride = stride,
-                                           .block = block,
-                                           .select = select,
-                                           .select_group = 1,
-                                           .scale = 1};
-    CHECK_OK(ops->copy(ops, tensor_4d(q, DTYPE_F64, 1, length, 1, 1), a.q));
-    CHECK_OK(ops->copy(ops, tensor_4d(k, DTYPE_F64, 1, blocks, 1, 1), a.k));
-    CHECK_OK(ops->compressed_attention(ops, &a));
-    for (int64_t i = 0; i < length; i++) {
-        memset(importance, 0, (size_t)numbers * sizeof *importance);
-        for (int64_t t = 0; t <= i; t++)
-            for (int64_t c = 0; t % stride == 0 && c < blocks && c * stride <= t; c++)
-                if (c * stride + compress > t && c * stride + compress - 1 <= i) importance[t / block] += exp(k[c]);
-        sort_choice(importance, i / block, select, expected);
-        if (memcmp(expected, chosen + i * select, (size_t)select * sizeof *expected) == 0) continue;
-        for (int32_t s = 0; s < select; s++) printf("  %d %d\n", expected[s], chosen[i * select + s]);
-        fail_msg("T=%lld l=%d d=%d l'=%d n=%d, query %lld: expected and found as above", (long long)length, compress,
-                 stride, block, select, (long long)i);
-    }
-    free(q);
-    free(k);
-    free(real_q);
-    free(real_k);
-    free(sums);
-    free(importance);
-    free(start);
-    free(chosen);
-    free(expected);
-}
-
 static void test_choice(void **state) {
     (void)state;
     static const struct {
@@ -307,19 +227,19 @@ static void test_choice(void **state) {
     } tables[] = {{"cpu-f64", NULL}, {"cpu", "base"}, {"cpu", "avx2"}, {"cpu", NULL}};
     for (size_t n = 0; n < sizeof tables / sizeof *tables; n++) {
         const struct ops *ops = open_table(tables[n].table, 2, tables[n].isa);
-        check_choice(ops, 700, 32, 16, 64, 4, 0);
-        check_choice(ops, 2000, 32, 16, 64, 16, 0);
-        check_choice(ops, 300, 2, 2, 2, 16, 0);
-        check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
-        check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
-        check_choice(ops, 300, 2, 2, 2, 19, 0); /* 16 chosen freely, as many as vectors have lanes; then more */
-        check_choice(ops, 300, 2, 2, 2, 20, 0);
-        check_choice(ops, 400, 2, 2, 2, 67, 0);
-        check_choice(ops, 400, 2, 2, 2, 68, 0);
-        check_choice(ops, 400, 2, 2, 2, 90, 40);
-        check_choice(ops, 400, 6, 2, 4, 5, 0);
-        check_choice(ops, 400, 4, 4, 20, 3, 0);
-        check_choice(ops, 500, 2, 1, 3, 40, 0);
+        nsa_check_choice(ops, 700, 32, 16, 64, 4, 0);
+        nsa_check_choice(ops, 2000, 32, 16, 64, 16, 0);
+        nsa_check_choice(ops, 300, 2, 2, 2, 16, 0);
+        nsa_check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
+        nsa_check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
+        nsa_check_choice(ops, 300, 2, 2, 2, 19, 0); /* 16 chosen freely, as many as vectors have lanes; then more */
+        nsa_check_choice(ops, 300, 2, 2, 2, 20, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 67, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 68, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 90, 40);
+        nsa_check_choice(ops, 400, 6, 2, 4, 5, 0);
+        nsa_check_choice(ops, 400, 4, 4, 20, 3, 0);
+        nsa_check_choice(ops, 500, 2, 1, 3, 40, 0);
         ops->close(ops);
     }
 }
