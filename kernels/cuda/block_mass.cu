@@ -14,26 +14,24 @@ struct mass_arguments {
     int splits; /* thread blocks that divide the keys of a tile of queries among themselves */
 };
 
-/* The pieces of S::columns keys of selection blocks first … end − 1, one after the other. */
+/* The pieces of S::columns keys of selection blocks block … end − 1, one after the other. */
 struct key_pieces {
-    const mass_problem &p;
-    int64_t b;
-    int block, end, key, count; /* key: the piece's first, of the block's `count` */
-    int first;                  /* the block's first token */
-
-    __device__ void open() {
-        if (block >= end) return;
-        first = p.selection.first[b * p.selection.bound + block];
-        count = min(p.block, p.selection.end[b * p.length + first] - first);
-        key = 0;
-    }
-    __device__ void next(int columns) {
-        key += columns;
-        if (key < count) return;
-        block++;
-        open();
-    }
+    int block, end;
+    int first, count, key; /* the block's first token, how many it has, the piece's first of these */
 };
+__device__ void open_block(const mass_problem &p, int64_t b, key_pieces &piece) {
+    if (piece.block >= piece.end) return;
+    piece.first = p.selection.first[b * p.selection.bound + piece.block];
+    piece.count = min(p.block, p.selection.end[b * p.length + piece.first] - piece.first);
+    piece.key = 0;
+}
+__device__ key_pieces next_piece(const mass_problem &p, int64_t b, key_pieces piece, int columns) {
+    piece.key += columns;
+    if (piece.key < piece.count) return piece;
+    piece.block++;
+    open_block(p, b, piece);
+    return piece;
+}
 
 /* The teacher's weights of one head, summed over each selection block: += to masses. A thread block: a share of the
  * keys of a tile of queries of one list, head after head. Shared memory: queries [rows][stride], two stages of keys
@@ -65,7 +63,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) add_masses(mass
         load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<const T>(p.teacher_q, at.b, head),
                                                             p.teacher_q.token, at.first, at.end, p.width,
                                                             p.teacher_q.vector);
-        typename product::template left<S::tiles, S::width, S::stride, S::width <= 64> of_q(queries + own * S::stride);
+        const typename product::template left<S::tiles, S::width, S::stride, false> of_q(queries + own * S::stride);
         float z[S::tiles][2], sum[S::tiles][2];
 #pragma unroll
         for (int n = 0; n < 2 * S::tiles; n++) {
@@ -73,24 +71,17 @@ template <class S> __global__ void __launch_bounds__(S::threads) add_masses(mass
             z[n / 2][n % 2] = i < at.end ? log2_of_e * p.teacher_sums[(at.b * p.heads + head) * p.length + i] : 0.0f;
             sum[n / 2][n % 2] = 0.0f;
         }
-        key_pieces piece = {p,
-                            at.b,
-                            rows[0].selection + static_cast<int>(blocks * split / g.splits),
-                            rows[0].selection + static_cast<int>(blocks * (split + 1) / g.splits),
-                            0,
-                            0,
-                            0};
-        piece.open();
+        key_pieces piece = {rows[0].selection + static_cast<int>(blocks * split / g.splits),
+                            rows[0].selection + static_cast<int>(blocks * (split + 1) / g.splits), 0, 0, 0};
+        open_block(p, at.b, piece);
         if (piece.block < piece.end) load(piece, 0);
         copy_async_commit();
         for (int stage = 0; piece.block < piece.end; stage ^= 1) {
-            key_pieces after = {p, at.b, piece.block, piece.end, piece.key, piece.count, piece.first};
-            after.next(S::columns);
+            const key_pieces after = next_piece(p, at.b, piece, S::columns);
             if (after.block < after.end) load(after, stage ^ 1);
             copy_async_commit();
             copy_async_wait<1>();
             __syncthreads(); /* this piece, and the queries, are there for all */
-            if (S::width <= 64) of_q.hold();
             float scores[S::tiles][S::groups][4];
             clear_sums(scores);
             product::rows_by_rows(scores, of_q, tiles + stage * S::columns * S::stride);
@@ -117,10 +108,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) add_masses(mass
                                    piece.block - row.selection] += all;
             }
             __syncthreads(); /* nobody reads the piece any more */
-            piece.block = after.block;
-            piece.key = after.key;
-            piece.count = after.count;
-            piece.first = after.first;
+            piece = after;
         }
         copy_async_wait<0>();
         __syncthreads(); /* nobody reads the queries any more */
@@ -284,10 +272,10 @@ enum status describe(const struct block_mass *a, mass_problem *p) {
     p->lists = p->heads / a->select_group;
     p->width = static_cast<int>(width);
     p->places = a->compressed.shape[1];
-    p->compress = a->compress;
+    p->compress = static_cast<int>(a->compress < most + 1 ? a->compress : most + 1); /* such are nowhere whole */
     p->stride = a->stride;
     p->block = static_cast<int>(a->block < most ? a->block : most); /* a longer block holds no more */
-    p->overlap = a->compress / a->stride;
+    p->overlap = p->compress / a->stride;
     p->units = a->block / a->stride;
     p->pitch = divide_up(most, p->block) + 1;
     p->scale_log2 = static_cast<float>(a->scale * 1.44269504088896340736);

@@ -20,26 +20,21 @@ __device__ float *inner_place(const gradient_arguments &g, int pair, int head, i
            g.chunk.first;
 }
 
-/* Scores (not scaled) of one of the lane's rows become p · dp, or with `inner` (the sum of those) ds; 0 where the row
- * does not see the block. key: the tile's first. */
-template <int GROUPS>
-__device__ void weigh_row(const mass_problem &p, float (&scores)[GROUPS][4], int half, const mass_query &row,
-                          const float *d_importance, float z, float inner, bool scores_gradient, int key) {
-#pragma unroll
-    for (int e = 0; e < 2 * GROUPS; e++) {
-        const int u = key + e / 2 * 8 + lane_column() + e % 2 - row.coarse;
-        float &score = scores[e / 2][half * 2 + e % 2];
-        if (u >= 0 && u < row.visible) {
-            const float d_weight = block_gradient(p, d_importance, u);
-            score = exp2_quick(score * p.scale_log2 - z) * (scores_gradient ? d_weight - inner : d_weight);
-        } else {
-            score = 0.0f;
-        }
+/* to [QUERIES][BLOCKS + 1] = dp of compressed blocks first …, of queries i … of a list; 0 where a query does not see
+ * the block. query(r): of the r-th. By all of THREADS. */
+template <int QUERIES, int BLOCKS, int THREADS, class Query>
+__device__ void find_d_weights(const gradient_arguments &g, int pair, int i, int first, Query query, float *to) {
+    for (int n = static_cast<int>(threadIdx.x); n < QUERIES * BLOCKS; n += THREADS) {
+        const int r = n / BLOCKS, c = n % BLOCKS;
+        const mass_query of = query(r);
+        const int u = first + c - of.coarse;
+        to[r * (BLOCKS + 1) + c] =
+            u >= 0 && u < of.visible ? block_gradient(g.p, gradient_row(g, pair, i + r), u) : 0.0f;
     }
 }
 
 /* inner and d_own_q of a chunk. A thread block: a tile of queries of one head, twice over the blocks that they see.
- * Shared memory: queries [rows][stride], compressed keys [columns][stride]. */
+ * Shared memory: queries [rows][stride], compressed keys [columns][stride], dp [rows][columns + 1]. */
 template <class S> __global__ void __launch_bounds__(S::threads) gather_rows(gradient_arguments g) {
     using T = typename S::real;
     using product = warp_product<T>;
@@ -50,6 +45,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_rows(gra
         rows[threadIdx.x] = find_query(p, at.b, at.first + static_cast<int>(threadIdx.x), at.end);
     shared_cutter cutter = {shared_memory()};
     T *queries = cutter.take<T>(S::rows * S::stride), *keys = cutter.take<T>(S::columns * S::stride);
+    float *d_weights = cutter.take<float>(S::rows * (S::columns + 1));
     load_rows<S::rows, S::width, S::stride, S::threads>(queries, attention_rows<const T>(p.own_q, at.b, at.head),
                                                         p.own_q.token, at.first, at.end, p.width, p.own_q.vector);
     __syncthreads(); /* the rows are there for all */
@@ -69,9 +65,11 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_rows(gra
             load_rows<S::columns, S::width, S::stride, S::threads>(
                 keys, attention_rows<const T>(p.compressed, at.b, at.head / (p.heads / p.groups)), p.compressed.token,
                 first, end, p.width, p.compressed.vector);
+            find_d_weights<S::rows, S::columns, S::threads>(
+                g, at.pair, at.first, first, [&](int r) { return rows[r]; }, d_weights);
             copy_async_commit();
             copy_async_wait<0>();
-            __syncthreads(); /* queries and keys are there for all */
+            __syncthreads(); /* queries, keys and dp are there for all */
             float scores[S::tiles][S::groups][4];
             clear_sums(scores);
             product::rows_by_rows(
@@ -80,15 +78,21 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_rows(gra
 #pragma unroll
             for (int n = 0; n < 2 * S::tiles; n++) {
                 const int r = own + n * 8 + lane_row();
-                weigh_row(p, scores[n / 2], n % 2, rows[r], gradient_row(g, at.pair, at.first + r), z[n / 2][n % 2],
-                          inner[n / 2][n % 2], pass == 1, first);
-                if (pass == 1) continue;
+                const mass_query row = rows[r];
+                const float taken = pass == 1 ? inner[n / 2][n % 2] : 0.0f;
 #pragma unroll
-                for (int e = 0; e < 2 * S::groups; e++) inner[n / 2][n % 2] += scores[n / 2][e / 2][n % 2 * 2 + e % 2];
+                for (int e = 0; e < 2 * S::groups; e++) {
+                    const int column = e / 2 * 8 + lane_column() + e % 2, u = first + column - row.coarse;
+                    float &score = scores[n / 2][e / 2][n % 2 * 2 + e % 2];
+                    const float gradient = exp2_quick(score * p.scale_log2 - z[n / 2][n % 2]) *
+                                           (d_weights[r * (S::columns + 1) + column] - taken);
+                    score = u >= 0 && u < row.visible ? gradient : 0.0f;
+                    if (pass == 0) inner[n / 2][n % 2] += score;
+                }
             }
             if (pass == 1)
                 product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(dq, scores, keys);
-            __syncthreads(); /* nobody reads the keys any more */
+            __syncthreads(); /* nobody reads keys and dp any more */
         }
         if (pass == 1) continue;
 #pragma unroll
@@ -114,32 +118,28 @@ struct mass_column {
     float z, inner;
 };
 
-/* Scores (not scaled), compressed keys as rows, become ds. key: the tile's first; i: the first query. */
+/* Scores (not scaled), compressed keys as rows, become ds. d_weights [columns][rows + 1]; key: the tile's first. */
 template <class S>
-__device__ void weigh_keys(const gradient_arguments &g, float (&scores)[S::tiles][S::groups][4],
-                           const mass_column *columns, int pair, int key, int i) {
-    const mass_problem &p = g.p;
+__device__ void weigh_keys(float (&scores)[S::tiles][S::groups][4], const mass_column *columns, const float *d_weights,
+                           float scale, int key) {
 #pragma unroll
     for (int e = 0; e < 2 * S::groups; e++) {
         const int column = e / 2 * 8 + lane_column() + e % 2;
         const mass_column of = columns[column];
-        const float *d_importance = gradient_row(g, pair, i + column);
 #pragma unroll
         for (int r = 0; r < 2 * S::tiles; r++) {
-            const int u = key + warp_number() * S::tiles * 16 + r * 8 + lane_row() - of.query.coarse;
+            const int row = warp_number() * S::tiles * 16 + r * 8 + lane_row(), u = key + row - of.query.coarse;
             float &score = scores[r / 2][e / 2][r % 2 * 2 + e % 2];
-            if (u >= 0 && u < of.query.visible) {
-                score = exp2_quick(score * p.scale_log2 - of.z) * (block_gradient(p, d_importance, u) - of.inner);
-            } else {
-                score = 0.0f;
-            }
+            const float gradient =
+                exp2_quick(score * scale - of.z) * (d_weights[column * (S::rows + 1) + row] - of.inner);
+            score = u >= 0 && u < of.query.visible ? gradient : 0.0f;
         }
     }
 }
 
 /* d_compressed += a chunk's part. A thread block: a tile of one key head's compressed blocks, and the queries of all
  * heads that read it. Grid [sequences of the chunk][key heads][tiles]. Shared memory: keys [rows][stride], queries
- * [columns][stride]. */
+ * [columns][stride], dp [columns][rows + 1]. */
 template <class S> __global__ void __launch_bounds__(S::threads) gather_keys(gradient_arguments g) {
     using T = typename S::real;
     using product = warp_product<T>;
@@ -152,6 +152,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_keys(gra
     SHARED(mass_column, columns, [S::columns]);
     shared_cutter cutter = {shared_memory()};
     T *keys = cutter.take<T>(S::rows * S::stride), *queries = cutter.take<T>(S::columns * S::stride);
+    float *d_weights = cutter.take<float>(S::columns * (S::rows + 1));
     load_rows<S::rows, S::width, S::stride, S::threads>(keys, attention_rows<const T>(p.compressed, b, group),
                                                         p.compressed.token, first, first + count, p.width,
                                                         p.compressed.vector);
@@ -182,12 +183,15 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_keys(gra
             copy_async_commit();
             copy_async_wait<0>();
             __syncthreads(); /* keys, queries and columns are there for all */
+            find_d_weights<S::columns, S::rows, S::threads>(
+                g, static_cast<int>(pair), i, first, [&](int r) { return columns[r].query; }, d_weights);
+            __syncthreads(); /* dp is there for all */
             float scores[S::tiles][S::groups][4];
             clear_sums(scores);
             product::rows_by_rows(
                 scores, typename product::template left<S::tiles, S::width, S::stride, false>(keys + own * S::stride),
                 queries);
-            weigh_keys<S>(g, scores, columns, static_cast<int>(pair), first, i);
+            weigh_keys<S>(scores, columns, d_weights, p.scale_log2, first);
             product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(dk, scores, queries);
         }
     }
@@ -216,12 +220,14 @@ __global__ void __launch_bounds__(256) add_gradients(mass_problem p, attention_v
 template <class S> enum status run_gradients(const struct ops *ops, const gradient_arguments &g) {
     const mass_problem &p = g.p;
     const int64_t tiles = static_cast<int64_t>(g.chunk.pairs) * p.together * divide_up(g.chunk.rows, S::rows);
-    constexpr size_t shared = (S::rows + S::columns) * S::stride * sizeof(typename S::real);
-    TRY(device_launch(ops, "block_mass", gather_rows<S>, grid_over(tiles, 1), S::threads, shared, g));
+    constexpr size_t tiles_bytes = (S::rows + S::columns) * S::stride * sizeof(typename S::real);
+    constexpr size_t of_rows = tiles_bytes + S::rows * (S::columns + 1) * sizeof(float);
+    constexpr size_t of_keys = tiles_bytes + S::columns * (S::rows + 1) * sizeof(float);
+    TRY(device_launch(ops, "block_mass", gather_rows<S>, grid_over(tiles, 1), S::threads, of_rows, g));
     if (!p.d_compressed) return STATUS_OK;
     const int64_t sequences = (g.chunk.first_pair + g.chunk.pairs - 1) / p.lists - g.chunk.first_pair / p.lists + 1;
     return device_launch(ops, "block_mass", gather_keys<S>,
-                         grid_over(sequences * p.groups * divide_up(p.places, S::rows), 1), S::threads, shared, g);
+                         grid_over(sequences * p.groups * divide_up(p.places, S::rows), 1), S::threads, of_keys, g);
 }
 
 } // namespace
