@@ -126,10 +126,10 @@ enum status check_linear_attention_decode(const struct ops *ops, const struct li
     TRY(check_tensor(operation, "o", a->o, real, 3, a->q.shape));
     TRY(check_dense(operation, "start", a->start, DTYPE_I32, 1, SHAPE(batch)));
     TRY(check_features(ops, operation, &a->features, heads, groups, width, &features));
-    TRY(check_dense(operation, "sums", a->sums, real, 4, SHAPE(batch, groups, features, width + 1)));
+    TRY(check_dense(operation, "sums", a->sums, ops->statistic, 4, SHAPE(batch, groups, features, width + 1)));
     TRY(check_dense(operation, "peaks", a->peaks, ops->statistic, 2, SHAPE(batch, groups)));
     if (tensor_present(a->features.squeeze))
-        TRY(check_dense(operation, "means", a->means, real, 3, SHAPE(batch, groups, features)));
+        TRY(check_dense(operation, "means", a->means, ops->statistic, 3, SHAPE(batch, groups, features)));
     if (!both_or_neither(a->near_k, a->near_v))
         return error_set(STATUS_SHAPE, "%s: near_k and near_v: both or neither", operation);
     TRY(check_optional(operation, "near_k", a->near_k, real, 4, SHAPE(batch, ANY, groups, width)));

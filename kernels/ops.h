@@ -181,10 +181,11 @@ struct linear_attention_weights {
     struct features gradients;
 };
 /* The next token of each sequence, from a state of fixed size. q [B,H,D], k, v [B,G,D], o [B,H,D]: strided rows of heads allowed.
- * start [B] I32: index of the first token of the current document; where it equals `position` the sequence's state is cleared
- * first. Read and written: sums [B,G,M,D+1] real: Σ φ_k(j) [v_j, 1] of far tokens; peaks [B,G] statistics: P, the logarithm that sums
- * lack; means [B,G,M] real: Σ φ_k(j) of all tokens, or none without squeeze; near_k, near_v [B,window,G,D] real: token t in slot t mod
- * window, or none without a window. Before the first token contents are of no matter. */
+ * start [B] I32: index of the first token of the current document, 0 … position (else STATUS_SHAPE; a GPU takes the nearest one); where it
+ * equals `position` the sequence's state is cleared first. Read and written: sums [B,G,M,D+1] statistics: Σ φ_k(j) [v_j, 1] of far tokens;
+ * peaks [B,G] statistics: P, the logarithm that sums lack; means [B,G,M] statistics: Σ φ_k(j) of all tokens, or none without squeeze;
+ * near_k, near_v [B,window,G,D] real: token t in slot t mod window, or none without a window. Before the first token contents are of no
+ * matter. */
 struct linear_attention_decode {
     struct tensor q, k, v, start, o;
     struct tensor sums, peaks, means, near_k, near_v;
@@ -414,6 +415,13 @@ struct device_memory { /* bytes; 0: unknown */
     double used, peak; /* by this process, now and at most: of host memory its resident set, of a GPU what it allocated */
 };
 
+/* A kernel that comes in several forms (sizes of its tiles), which differ in time, and in results by rounding. */
+struct tunable {
+    const char *name;
+    int forms;     /* 0 … forms−1; 0 is what is used until another is set */
+    bool backward; /* its time is part of attention's backward pass, else of the forward pass */
+};
+
 struct ops {
     const char *name;   /* "cpu", "cpu-f64", "guard(cpu)", "cuda" */
     enum dtype real;      /* dtype of activations */
@@ -442,6 +450,11 @@ struct ops {
     size_t (*scratch_bytes)(const struct ops *ops);
     /* What memory there is where `allocate` takes it. */
     void (*memory)(const struct ops *ops, struct device_memory *memory);
+    /* Tables without such kernels have NULL for both. *tunable: kernel `number`, from 0; false past the last. set_form: the form
+     * that it takes from now on for heads of `width` and sequences of `length` tokens, and for what the table counts as alike.
+     * STATUS_USAGE: there is no such form. Work that was recorded before keeps its own. */
+    bool (*tunable)(const struct ops *ops, int number, struct tunable *tunable);
+    enum status (*set_form)(const struct ops *ops, int number, int64_t width, int64_t length, int form);
 
     /* ---- data movement and pointwise ---------------------------------------------------------------------------- */
     /* to = from, element by element, converting between F32, F64, BF16; strided rows allowed; shapes equal. */

@@ -4,14 +4,20 @@
  * Here are the deltas, dq by rows and the coefficients' gradients; attention_keys.cu makes dk and dv. What a pair needs
  * of its query lies in one record for each query, head and candidate. */
 #include "kernels/cuda/attention_rows.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
-template <class T, int D> struct backward_shape;
-template <> struct backward_shape<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
-template <> struct backward_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
-template <> struct backward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
-template <int D> struct backward_shape<float, D> {
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct backward_shape;
+template <> struct backward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
+template <> struct backward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
+template <> struct backward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 8, 1, 32>; };
+template <> struct backward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
+template <> struct backward_shape<bf16, 128, 1> { using shape = tile_shape<bf16, 128, 4, 1, 32>; };
+template <> struct backward_shape<bf16, 128, 2> { using shape = tile_shape<bf16, 128, 8, 1, 32>; };
+template <> struct backward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
+template <int D> struct backward_shape<float, D, 0> {
     using shape = tile_shape<float, D, D == 256 ? 2 : 4, 1, D == 256 ? 16 : 32>;
 };
 
@@ -230,8 +236,11 @@ enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t
 enum status launch_rows(const struct ops *ops, const attention_gradient &g, int64_t batch, bool dq, bool deltas) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
-            return run_rows<typename backward_shape<decltype(real), decltype(width)::value>::shape>(ops, g, batch, dq,
-                                                                                                    deltas);
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_ROWS, g.f.width, g.f.length, [&](auto form) {
+                return run_rows<typename backward_shape<decltype(real), D, decltype(form)::value>::shape>(ops, g, batch,
+                                                                                                          dq, deltas);
+            });
         });
     });
 }

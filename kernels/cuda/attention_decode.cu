@@ -1,13 +1,10 @@
 /* Attention of one query a sequence against cached keys. o = Σ_m c_m softmax_m: every candidate has its own running
  * softmax over the slots it lists, so nothing needs to know which slots others list too. Where sequences and heads are
  * too few for the device the lists are divided among blocks, and a second kernel puts the parts together. */
-#include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/decode_rows.cuh"
 
 namespace {
 
-constexpr int decode_threads = 128, decode_warps = decode_threads / 32;
-constexpr int lane_width = 8;   /* elements of a head that one lane holds */
-constexpr int at_once = 4;      /* slots in flight */
 constexpr int part_slots = 256; /* a block takes this many of a list at least */
 
 struct decode_arguments {
@@ -20,105 +17,6 @@ struct decode_arguments {
     int heads, share, lists, count, width, splits;
     float scale_log2;
 };
-
-/* Elements first … first + 7 of a row, zeros after column width − 1. */
-template <class T> __device__ void load_lane(const T *row, int first, int width, bool vector, float (&to)[lane_width]) {
-    if (vector) { /* a width of whole packs */
-#pragma unroll
-        for (int n = 0; n < lane_width; n += pack_width<T>) {
-            float part[pack_width<T>] = {};
-            if (first + n < width) load_pack<pack_width<T>>(row + first + n, part);
-#pragma unroll
-            for (int e = 0; e < pack_width<T>; e++) to[n + e] = part[e];
-        }
-        return;
-    }
-#pragma unroll
-    for (int n = 0; n < lane_width; n++) to[n] = first + n < width ? to_float(row[first + n]) : 0.0f;
-}
-
-/* A running softmax: maximum (base 2), sum, and this lane's columns of the sum of values. */
-struct running {
-    float most, sum, values[lane_width];
-};
-__device__ running running_none() {
-    return running{-INFINITY, 0.0f, {}};
-}
-/* Weight of what has `most` as its maximum beside another's. */
-__device__ float rescale(float most, float all) {
-    return all == -INFINITY ? 1.0f : exp2_quick(most - all);
-}
-__device__ void join(running &into, const running &other) {
-    const float most = fmaxf(into.most, other.most), own = rescale(into.most, most), factor = rescale(other.most, most);
-    into.most = most;
-    into.sum = own * into.sum + factor * other.sum;
-#pragma unroll
-    for (int n = 0; n < lane_width; n++) into.values[n] = own * into.values[n] + factor * other.values[n];
-}
-
-/* Slots first, first + step, … before `end` of one list, by the LANES lanes of one team. */
-template <class T, int LANES>
-__device__ running read_slots(const decode_arguments &a, const T *k, const T *v, const int32_t *slots, int64_t first,
-                              int64_t end, int64_t step, const float (&q)[lane_width], int column) {
-    running all = running_none();
-    for (int64_t n = first; __any_sync(whole_warp, n < end); n += step * at_once) {
-        bool valid[at_once];
-        int64_t slot[at_once];
-        float scores[at_once], most = all.most, row[lane_width];
-#pragma unroll
-        for (int u = 0; u < at_once; u++) {
-            slot[u] = n + u * step < end ? __ldg(slots + n + u * step) : -1;
-            valid[u] =
-                slot[u] >= 0 && slot[u] < a.cache; /* the host does not read the lists: a wrong slot is left out */
-            if (!valid[u]) slot[u] = 0;            /* read, not used: no branch between the loads */
-            scores[u] = 0.0f;
-            load_lane(k + slot[u] * a.k.token, column, a.width, a.k.vector, row);
-#pragma unroll
-            for (int d = 0; d < lane_width; d++) scores[u] += q[d] * row[d];
-        }
-#pragma unroll
-        for (int u = 0; u < at_once; u++) {
-#pragma unroll
-            for (int lane = LANES / 2; lane > 0; lane /= 2) scores[u] += __shfl_xor_sync(whole_warp, scores[u], lane);
-            scores[u] = valid[u] ? scores[u] * a.scale_log2 : -INFINITY;
-            most = fmaxf(most, scores[u]);
-        }
-        const float factor = rescale(all.most, most);
-        all.most = most;
-        all.sum *= factor;
-#pragma unroll
-        for (int d = 0; d < lane_width; d++) all.values[d] *= factor;
-#pragma unroll
-        for (int u = 0; u < at_once; u++) {
-            const float weight = valid[u] ? exp2_quick(scores[u] - most) : 0.0f;
-            all.sum += weight;
-            load_lane(v + slot[u] * a.v.token, column, a.width, a.v.vector, row);
-#pragma unroll
-            for (int d = 0; d < lane_width; d++) all.values[d] += valid[u] ? weight * row[d] : 0.0f;
-        }
-    }
-    return all;
-}
-
-/* The teams' parts become one, in every lane of the first team of warp 0. */
-template <int LANES> __device__ running join_teams(running own, running *shared) {
-#pragma unroll
-    for (int lane = LANES; lane < 32; lane *= 2) {
-        running other;
-        other.most = __shfl_xor_sync(whole_warp, own.most, lane);
-        other.sum = __shfl_xor_sync(whole_warp, own.sum, lane);
-#pragma unroll
-        for (int n = 0; n < lane_width; n++) other.values[n] = __shfl_xor_sync(whole_warp, own.values[n], lane);
-        join(own, other);
-    }
-    const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
-    __syncthreads(); /* an earlier call's parts are read */
-    if (lane < LANES) shared[warp * LANES + lane] = own;
-    __syncthreads();
-    if (warp == 0 && lane < LANES)
-        for (int n = 1; n < decode_warps; n++) join(own, shared[n * LANES + lane]);
-    return own;
-}
 
 template <class T>
 __device__ void store_lane(const decode_arguments &a, int64_t b, int64_t h, int column,
@@ -135,7 +33,15 @@ template <class T, int LANES> __global__ void __launch_bounds__(decode_threads) 
     const int split = static_cast<int>(blockIdx.x % a.splits), thread = static_cast<int>(threadIdx.x);
     const int team = thread / LANES, teams = decode_threads / LANES, column = thread % LANES * lane_width;
     const int64_t list = b * a.lists * a.count + h / (a.heads / a.lists) * a.count;
-    const T *k = attention_rows<const T>(a.k, b, h / a.share), *v = attention_rows<const T>(a.v, b, h / a.share);
+    const slot_rows<T> rows = {attention_rows<const T>(a.k, b, h / a.share),
+                               attention_rows<const T>(a.v, b, h / a.share),
+                               a.k.token,
+                               a.v.token,
+                               a.cache,
+                               a.k.vector,
+                               a.v.vector,
+                               a.width,
+                               a.scale_log2};
     float q[lane_width], o[lane_width] = {};
     load_lane(attention_rows<const T>(a.q, b, h), column, a.width, a.q.vector, q);
     for (int m = 0; m < a.count; m++) {
@@ -144,9 +50,12 @@ template <class T, int LANES> __global__ void __launch_bounds__(decode_threads) 
         const int64_t count =
             a.cache ? max(int64_t{0}, min(static_cast<int64_t>(__ldg(a.slot_counts + list + m)), a.capacity)) : 0;
         const int64_t each = (count + a.splits - 1) / a.splits, first = split * each, end = min(first + each, count);
-        const running part = join_teams<LANES>(
-            read_slots<T, LANES>(a, k, v, a.slots + (list + m) * a.capacity, first + team, end, teams, q, column),
-            shared);
+        const int32_t *slots = a.slots + (list + m) * a.capacity;
+        const running part =
+            join_teams<LANES>(read_slots<T, LANES>(
+                                  rows, first + team, end, teams, q, column,
+                                  [slots](int64_t n) -> int64_t { return __ldg(slots + n); }, [](int64_t, float) {}),
+                              shared);
         if (thread >= LANES) continue;
         if (a.splits == 1) {
             for (int d = 0; d < lane_width; d++)
@@ -185,16 +94,6 @@ template <class T> __global__ void __launch_bounds__(64) combine_parts(decode_ar
         }
         o[d] = from_float<T>(out);
     }
-}
-
-/* Rows of heads [B,H,D] as a view. */
-attention_view view_of_heads(struct tensor t) {
-    struct tensor four = t;
-    four.stride[1] = 0;
-    four.stride[2] = t.stride[1];
-    four.stride[3] = 1;
-    four.shape[3] = t.shape[2];
-    return attention_view_of(four);
 }
 
 template <class T, int LANES> enum status run_decode(const struct ops *ops, const decode_arguments &a) {

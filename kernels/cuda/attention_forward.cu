@@ -3,14 +3,20 @@
  * are exact without a common reference: e^{s − log Z_m} never exceeds 1. The host does not know which heads are which:
  * each kernel leaves the others' alone. */
 #include "kernels/cuda/attention_rows.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
-template <class T, int D> struct forward_shape;
-template <> struct forward_shape<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 2, 64>; };
-template <> struct forward_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 2, 32>; };
-template <> struct forward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
-template <int D> struct forward_shape<float, D> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct forward_shape;
+template <> struct forward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 64, 4, 2, 64>; };
+template <> struct forward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 8, 1, 64>; };
+template <> struct forward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
+template <> struct forward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 2, 32>; };
+template <> struct forward_shape<bf16, 128, 1> { using shape = tile_shape<bf16, 128, 8, 1, 64>; };
+template <> struct forward_shape<bf16, 128, 2> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
+template <> struct forward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
+template <int D> struct forward_shape<float, D, 0> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
 
 struct forward_arguments {
     attention_problem p;
@@ -343,7 +349,11 @@ enum status attention_sums(const struct ops *ops, const attention_problem &p, in
 enum status attention_forward(const struct ops *ops, const attention_problem &p, int64_t batch) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(p.width, [&](auto width) {
-            return run_forward<typename forward_shape<decltype(real), decltype(width)::value>::shape>(ops, p, batch);
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_FORWARD, p.width, p.length, [&](auto form) {
+                return run_forward<typename forward_shape<decltype(real), D, decltype(form)::value>::shape>(ops, p,
+                                                                                                            batch);
+            });
         });
     });
 }

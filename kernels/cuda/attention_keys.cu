@@ -2,6 +2,7 @@
  * query heads that read it. Its products are those of the rows' kernels with queries and keys exchanged: weights lie
  * with keys as rows, and so are the left side of dv += Aᵀ·do and dk += dsᵀ·q without leaving their registers. */
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
@@ -11,13 +12,18 @@ template <class S, int OUT> struct keys_shape : S {
     /* Of the product for dq: queries in runs of 16, and how many warps share the columns of one. */
     static constexpr int query_tiles = S::columns / 16, sharers = S::warps / query_tiles, share = OUT / sharers;
 };
-template <class T, int D> struct keys_shape_of;
-template <> struct keys_shape_of<bf16, 64> { using shape = keys_shape<tile_shape<bf16, 64, 4, 2, 32>, 64>; };
-template <> struct keys_shape_of<bf16, 128> { using shape = keys_shape<tile_shape<bf16, 128, 4, 1, 32>, 128>; };
-template <> struct keys_shape_of<bf16, 256> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 32>, 128>; };
-template <> struct keys_shape_of<float, 64> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 32>, 64>; };
-template <> struct keys_shape_of<float, 128> { using shape = keys_shape<tile_shape<float, 128, 2, 1, 32>, 128>; };
-template <> struct keys_shape_of<float, 256> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 16>, 128>; };
+/* By form, see tuning.cuh. */
+template <class T, int D, int FORM = 0> struct keys_shape_of;
+template <> struct keys_shape_of<bf16, 64, 0> { using shape = keys_shape<tile_shape<bf16, 64, 4, 2, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 64, 1> { using shape = keys_shape<tile_shape<bf16, 64, 4, 1, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 64, 2> { using shape = keys_shape<tile_shape<bf16, 64, 8, 1, 32>, 64>; };
+template <> struct keys_shape_of<bf16, 128, 0> { using shape = keys_shape<tile_shape<bf16, 128, 4, 1, 32>, 128>; };
+template <> struct keys_shape_of<bf16, 128, 1> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 32>, 128>; };
+template <> struct keys_shape_of<bf16, 128, 2> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 16>, 128>; };
+template <> struct keys_shape_of<bf16, 256, 0> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 32>, 128>; };
+template <> struct keys_shape_of<float, 64, 0> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 32>, 64>; };
+template <> struct keys_shape_of<float, 128, 0> { using shape = keys_shape<tile_shape<float, 128, 2, 1, 32>, 128>; };
+template <> struct keys_shape_of<float, 256, 0> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 16>, 128>; };
 
 struct keys_arguments {
     attention_gradient g;
@@ -281,7 +287,10 @@ template <class S> enum status run_keys(const struct ops *ops, const attention_g
 enum status attention_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
-            return run_keys<typename keys_shape_of<decltype(real), decltype(width)::value>::shape>(ops, g, batch);
+            constexpr int D = decltype(width)::value;
+            return with_form<decltype(real), D>(ops, TUNED_KEYS, g.f.width, g.f.length, [&](auto form) {
+                return run_keys<typename keys_shape_of<decltype(real), D, decltype(form)::value>::shape>(ops, g, batch);
+            });
         });
     });
 }

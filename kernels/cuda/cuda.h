@@ -22,6 +22,9 @@ enum status cuda_repeat(const struct ops *ops, struct recording **recording, enu
                         void *user);
 void cuda_forget(const struct ops *ops, struct recording **recording);
 void cuda_memory(const struct ops *ops, struct device_memory *memory);
+/* tuning.cu */
+bool cuda_tunable(const struct ops *ops, int number, struct tunable *tunable);
+enum status cuda_set_form(const struct ops *ops, int number, int64_t width, int64_t length, int form);
 
 /* Operations; contracts in ops.h. */
 enum status cuda_copy(const struct ops *ops, struct tensor from, struct tensor to);

@@ -13,6 +13,8 @@ extern "C" {
 
 struct gemm_cache; /* gemm.cu: the library, descriptions of products, chosen algorithms, their workspace */
 
+enum { tuned_most = 8, tuned_lengths = 25 }; /* kernels with several forms at most; classes of length */
+
 struct device {
     int number;          /* CUDA's device ordinal */
     int multiprocessors; /* of the device */
@@ -26,6 +28,7 @@ struct device {
     struct staging *staging; /* pinned host memory that uploads and downloads pass through (transfer.cu) */
     bool capturing;          /* the stream is being recorded: scratch memory stays where it is */
     struct gemm_cache *gemms;
+    signed char forms[tuned_most][2][tuned_lengths]; /* tuning.cu: of each kernel, by width and length */
 };
 
 /* transfer.cu */

@@ -6,7 +6,5 @@
         (void)arguments;                                                                                               \
         return error_set(STATUS_USAGE, #operation ": no form on %s; use --device cpu", ops->name);                     \
     }
-UNAVAILABLE(linear_attention)
 UNAVAILABLE(linear_attention_backward)
 UNAVAILABLE(linear_attention_weights)
-UNAVAILABLE(linear_attention_decode)

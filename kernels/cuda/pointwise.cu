@@ -1,9 +1,5 @@
 /* Copies with conversion, fills, scaled sums, random numbers. */
-#include "kernels/cuda/device.cuh"
-
-extern "C" {
-#include "base/rng.h"
-}
+#include "kernels/cuda/random.cuh"
 
 namespace {
 
@@ -94,22 +90,10 @@ template <class T> __global__ void scale_kernel(T *x, layout l, float alpha, int
     }
 }
 
-/* base/rng.c's rng_normal: Philox4x32-10 (Salmon et al. 2011), then Box and Muller, in double as there. */
+/* base/rng.c's rng_normal: Box and Muller, in double as there. */
 __device__ double normal_of(uint64_t seed, uint64_t stream, uint64_t index) {
-    uint32_t c[4] = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), static_cast<uint32_t>(stream),
-                     static_cast<uint32_t>(stream >> 32)};
-    uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
-    for (int round = 0; round < 10; round++) {
-        const uint64_t p0 = static_cast<uint64_t>(0xD2511F53u) * c[0], p1 = static_cast<uint64_t>(0xCD9E8D57u) * c[2];
-        const uint32_t n0 = static_cast<uint32_t>(p1 >> 32) ^ c[1] ^ key[0],
-                       n2 = static_cast<uint32_t>(p0 >> 32) ^ c[3] ^ key[1];
-        c[0] = n0;
-        c[1] = static_cast<uint32_t>(p1);
-        c[2] = n2;
-        c[3] = static_cast<uint32_t>(p0);
-        key[0] += 0x9E3779B9u;
-        key[1] += 0xBB67AE85u;
-    }
+    uint32_t c[4];
+    random_block(seed, stream, index, c);
     const uint64_t a = static_cast<uint64_t>(c[1]) << 32 | c[0], b = static_cast<uint64_t>(c[3]) << 32 | c[2];
     const double radius = sqrt(-2.0 * log((static_cast<double>(a >> 11) + 1.0) * 0x1p-53));
     return radius * cos(6.283185307179586476925 * (static_cast<double>(b >> 11) * 0x1p-53));

@@ -30,6 +30,7 @@ struct attention_context {
     int64_t first_sample; /* number in the stage of sequence 0 of the batch; sequence b is first_sample + b */
     uint64_t seed;        /* of the run */
     double loss_scale;    /* of a kind's own loss: 1 over the rows of the whole batch, all ranks and micro-steps */
+    bool looks;           /* a pass reads back the numbers that the kind reports: it waits for the device, and is not recorded */
 };
 
 /* Tensors of one forward/backward pass of one layer. x: the layer's normed input. */
@@ -78,7 +79,6 @@ struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
     bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
-    bool cpu_only;       /* its operations have no GPU kernels */
     bool reads_x;        /* forward reads pass.x, and backward writes pass.dx (0 where no gradient flows that way) */
     /* Row h.N.attn.KIND.(bends_values): o is linear in v while it holds 0, and only then. NULL: o always is. */
     const char *bends_values;
@@ -101,6 +101,9 @@ struct kind {
      * memory_new while `arena` is placing or sizing alike (released with free()). */
     enum status (*plan)(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
                         void **saved);
+    /* Before a micro-step's passes, outside of what ops->repeat records: brings the layer to where the run stands. *steady = false where
+     * its passes upload, or start other operations than those of another micro-step: they are not to be recorded. NULL: nothing to do. */
+    enum status (*turn)(const struct attention_layer *layer, const struct attention_context *context, bool *steady);
     enum status (*forward)(const struct attention_layer *layer, const struct attention_pass *pass);
     enum status (*backward)(const struct attention_layer *layer, const struct attention_pass *pass);
     /* *cache for `batch` sequences of at most `length` tokens. */

@@ -32,12 +32,16 @@ enum status feature_maps_plan(const struct attention_layer *layer, struct arena 
     return STATUS_OK;
 }
 
+bool feature_maps_drop(const struct feature_maps *maps, const struct attention_context *context) {
+    return context->training && context->attention_stage && maps->window_dropout > 0 && maps->window > 0;
+}
+
 /* Which sequences run without their window: a function of the seed, the layer and the sample alone. */
 static enum status drop_windows(const struct attention_layer *layer, const struct feature_maps *maps,
                                 const struct attention_pass *pass) {
     const struct attention_context *context = &pass->context;
     struct feature_maps_saved *saved = pass->saved;
-    saved->dropped = context->training && context->attention_stage && maps->window_dropout > 0 && maps->window > 0;
+    saved->dropped = feature_maps_drop(maps, context);
     if (!saved->dropped) return STATUS_OK;
     for (int64_t b = 0; b < pass->batch; b++) {
         const uint64_t stream = rng_substream(RNG_WINDOW, (uint64_t)layer->layer);
@@ -100,9 +104,9 @@ enum status feature_maps_cache_open(const struct attention_layer *layer, const s
             TRY_GOTO(done, ops->allocate(ops, arena.peak, &cache->block));
             arena = arena_placing(cache->block, arena.peak);
         }
-        cache->sums = arena_4d(&arena, ops->real, batch, m->kv_heads, features, m->head_width + 1);
+        cache->sums = arena_4d(&arena, ops->statistic, batch, m->kv_heads, features, m->head_width + 1);
         cache->peaks = arena_2d(&arena, ops->statistic, batch, m->kv_heads);
-        if (maps->hidden > 0) cache->means = arena_3d(&arena, ops->real, batch, m->kv_heads, features);
+        if (maps->hidden > 0) cache->means = arena_3d(&arena, ops->statistic, batch, m->kv_heads, features);
         if (ring > 0) cache->near_k = arena_4d(&arena, ops->real, batch, ring, m->kv_heads, m->head_width);
         if (ring > 0) cache->near_v = arena_4d(&arena, ops->real, batch, ring, m->kv_heads, m->head_width);
         cache->start = arena_1d(&arena, DTYPE_I32, batch);

@@ -19,6 +19,8 @@ int64_t feature_maps_usual(int64_t width);
 int64_t feature_maps_count(const struct feature_maps *maps, int64_t columns);
 
 enum status feature_maps_plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, void **saved);
+/* Do this context's passes drop windows? Then every pass brings its own draws to the device. */
+bool feature_maps_drop(const struct feature_maps *maps, const struct attention_context *context);
 enum status feature_maps_forward(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass);
 enum status feature_maps_backward(const struct attention_layer *layer, const struct feature_maps *maps, const struct attention_pass *pass);
 /* What context.weights asks for, after feature_maps_backward: the teacher's weights' divergence from the implied ones joins pass.loss,

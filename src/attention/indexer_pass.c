@@ -56,7 +56,7 @@ struct tensor indexer_split(const struct attention_layer *layer, struct tensor m
 
 static enum status project(const struct ops *ops, struct tensor x, const struct param *weight, const struct param *bias,
                            struct tensor y) {
-    const struct gemm gemm = {.a = x, .b = weight->value, .c = y, .bias = bias->value, .transpose_b = true, .alpha = 1};
+    const struct gemm gemm = {.a = x, .b = weight->working, .c = y, .bias = bias->working, .transpose_b = true, .alpha = 1};
     return ops->gemm(ops, &gemm);
 }
 
@@ -137,9 +137,6 @@ enum status indexer_forward(const struct attention_layer *layer, const struct at
 
 /* --- backward ----------------------------------------------------------------------------------------------------- */
 
-/* Steps of a run between looks, for the metrics. */
-enum { LOOK_EVERY = 10 };
-
 /* Hit rate, where it was measured, and how far back the last queries' chosen tokens lie. */
 static enum status look(const struct attention_layer *layer, const struct attention_pass *pass, bool hits) {
     const struct indexer_settings *s = layer->settings;
@@ -194,7 +191,7 @@ static enum status learn_to_choose(const struct attention_layer *layer, const st
     const struct indexer_bound *bound = layer->bound;
     const struct ops *ops = pass->ops;
     const bool taught = pass->context.attention_stage && tensor_present(pass->teacher_q);
-    const bool looks = pass->context.training && pass->context.updates % LOOK_EVERY == 0;
+    const bool looks = pass->context.looks;
     const struct index_scores d = scores_of(layer, pass, &saved->d_index);
     const double share = s->select_weight / (double)s->lists;
     const struct index_learn learn = {

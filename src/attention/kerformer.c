@@ -142,8 +142,9 @@ static enum status bind(struct attention_layer *layer) {
     return STATUS_OK;
 }
 
+/* As operations read it: maps in ops->real, beta in ops->statistic. */
 static struct tensor value_of(const struct param *row) {
-    return row ? row->value : tensor_none();
+    return row ? row->working : tensor_none();
 }
 static struct tensor grad_of(const struct param *row) {
     return row && row->trained ? row->grad : tensor_none();
@@ -155,23 +156,33 @@ static struct features features_of(const struct attention_layer *layer, struct t
     const struct param *const *rows = ((const struct kerformer_bound *)layer->bound)->rows;
     return (struct features){.kind = kinds[s->map], .q_map = of(rows[Q_MAP]), .k_map = of(rows[K_MAP]),
                              .q_bias = of(rows[Q_BIAS]), .k_bias = of(rows[K_BIAS]), .squeeze = of(rows[SQUEEZE]),
-                             .excite = of(rows[EXCITE]), .beta = of(rows[BETA])};
+                             .excite = of(rows[EXCITE])};
 }
 
 static struct feature_maps maps_of(const struct attention_layer *layer) {
     const struct kerformer_settings *s = layer->settings;
     const struct kerformer_bound *bound = layer->bound;
-    return (struct feature_maps){
+    struct feature_maps maps = {
         .features = features_of(layer, value_of), .gradients = features_of(layer, grad_of),
         .window = bound->off & BRANCH_WINDOW ? 0 : s->window, .hidden = s->hidden,
         .near_only = (bound->off & BRANCH_FAR) != 0, .window_dropout = s->window_dropout,
     };
+    if (bound->rows[BETA]) maps.features.beta = bound->rows[BETA]->value;
+    maps.gradients.beta = grad_of(bound->rows[BETA]);
+    return maps;
 }
 
 static enum status plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
                         void **saved) {
     (void)train;
     return feature_maps_plan(layer, arena, batch, length, saved);
+}
+
+/* Windows are dropped sequence by sequence: every pass brings its own draws to the device. */
+static enum status turn(const struct attention_layer *layer, const struct attention_context *context, bool *steady) {
+    const struct feature_maps maps = maps_of(layer);
+    *steady = !feature_maps_drop(&maps, context);
+    return STATUS_OK;
 }
 
 static enum status forward(const struct attention_layer *layer, const struct attention_pass *pass) {
@@ -245,8 +256,8 @@ static bool branch_name(const struct attention_layer *layer, int branch, char na
 }
 
 const struct kind kind_kerformer = {
-    .name = "kerformer", .cpu_only = true, .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
-    .has_weights = true, .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
+    .name = "kerformer", .summary = "learned feature maps for far tokens, an exact window for near ones; linear in length",
+    .has_weights = true, .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = plan, .turn = turn, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
     .branch_name = branch_name, .switch_off = switch_off,
 };

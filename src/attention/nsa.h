@@ -62,6 +62,7 @@ static inline bool nsa_windows(const struct attention_layer *layer) {
 
 enum status nsa_plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length,
                      bool train, void **saved);
+enum status nsa_turn(const struct attention_layer *layer, const struct attention_context *context, bool *steady);
 enum status nsa_forward(const struct attention_layer *layer, const struct attention_pass *pass);
 enum status nsa_backward(const struct attention_layer *layer, const struct attention_pass *pass);
 

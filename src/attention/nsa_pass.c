@@ -73,12 +73,21 @@ static int64_t anneal(int64_t all, int64_t target, double progress) {
     return (int64_t)lround(exp((1 - progress) * log((double)all) + progress * log((double)target)));
 }
 
+/* Does the recipe anneal in this sort of stage? */
+static bool annealing(const struct nsa_settings *s, const struct attention_context *c) {
+    return c->training && (s->anneal & (c->attention_stage ? NSA_ANNEAL_ATTENTION : NSA_ANNEAL_KL)) != 0;
+}
+
+enum status nsa_turn(const struct attention_layer *layer, const struct attention_context *context, bool *steady) {
+    *steady = !annealing(layer->settings, context);
+    return STATUS_OK;
+}
+
 static struct nsa_run run_of(const struct attention_layer *layer, const struct attention_pass *pass) {
     const struct nsa_settings *s = layer->settings;
     const struct attention_context *c = &pass->context;
     struct nsa_run run = {.layer = layer, .pass = pass, .s = s, .saved = pass->saved};
-    const int stage = c->attention_stage ? NSA_ANNEAL_ATTENTION : NSA_ANNEAL_KL;
-    const double progress = c->training && (s->anneal & stage) ? c->progress : 1;
+    const double progress = annealing(s, c) ? c->progress : 1;
     const int64_t every = (pass->length + s->block - 1) / s->block;
     int64_t select = anneal(every, s->select, progress);
     run.scale = 1 / sqrt((double)layer->model->head_width);
@@ -93,8 +102,8 @@ static struct nsa_run run_of(const struct attention_layer *layer, const struct a
 struct block_compress nsa_compress(const struct attention_layer *layer, const struct nsa_compressor *rows, struct tensor x,
                                    struct tensor start, struct tensor out, struct tensor pre) {
     const struct nsa_settings *s = layer->settings;
-    return (struct block_compress){.x = x, .start = start, .w1 = rows->w1->value, .b1 = rows->b1->value,
-                                   .w2 = rows->w2->value, .places = rows->places->value, .out = out, .pre = pre,
+    return (struct block_compress){.x = x, .start = start, .w1 = rows->w1->working, .b1 = rows->b1->working,
+                                   .w2 = rows->w2->working, .places = rows->places->working, .out = out, .pre = pre,
                                    .compress = (int32_t)s->compress, .stride = (int32_t)s->stride};
 }
 
@@ -102,7 +111,7 @@ enum status nsa_project(const struct attention_layer *layer, const struct ops *o
                         struct tensor positions, struct tensor frequencies, struct tensor kv) {
     const struct nsa_bound *bound = layer->bound;
     const struct param *bias = bound->kv_bias[branch];
-    const struct gemm gemm = {.a = x, .b = bound->kv[branch]->value, .c = kv, .bias = bias ? bias->value : tensor_none(),
+    const struct gemm gemm = {.a = x, .b = bound->kv[branch]->working, .c = kv, .bias = bias ? bias->working : tensor_none(),
                               .transpose_b = true, .alpha = 1};
     TRY(ops->gemm(ops, &gemm));
     if (!tensor_present(frequencies)) return STATUS_OK;
@@ -176,7 +185,7 @@ static struct gate_mix gates_of(const struct nsa_run *r) {
 
 enum status nsa_gate_logits(const struct attention_layer *layer, const struct ops *ops, struct tensor x, struct tensor logits) {
     const struct nsa_bound *bound = layer->bound;
-    const struct gemm gemm = {.a = x, .b = bound->gate->value, .c = logits, .bias = bound->gate_bias->value,
+    const struct gemm gemm = {.a = x, .b = bound->gate->working, .c = logits, .bias = bound->gate_bias->working,
                               .transpose_b = true, .alpha = 1};
     return ops->gemm(ops, &gemm);
 }
@@ -221,9 +230,6 @@ done:
     return status;
 }
 
-/* Steps of a run between looks. */
-enum { LOOK_EVERY = 10 };
-
 enum status nsa_forward(const struct attention_layer *layer, const struct attention_pass *pass) {
     const struct ops *ops = pass->ops;
     const struct nsa_run r = run_of(layer, pass);
@@ -250,7 +256,7 @@ enum status nsa_forward(const struct attention_layer *layer, const struct attent
     TRY(nsa_gate_logits(layer, ops, pass->x, tensor_as_rows(r.saved->logits)));
     const struct gate_mix mix = gates_of(&r);
     TRY(ops->gate_mix(ops, &mix));
-    return pass->context.training && pass->context.updates % LOOK_EVERY == 0 ? look(&r) : STATUS_OK;
+    return pass->context.looks ? look(&r) : STATUS_OK;
 }
 
 /* --- backward ----------------------------------------------------------------------------------------------------- */
@@ -269,7 +275,7 @@ static enum status gates_backward(const struct nsa_run *r) {
     }
     if (bound->gate_bias->trained) TRY(ops->bias_backward(ops, d_logits, bound->gate_bias->grad));
     if (!tensor_present(r->pass->dx)) return STATUS_OK;
-    const struct gemm back = {.a = d_logits, .b = bound->gate->value, .c = r->pass->dx, .alpha = 1};
+    const struct gemm back = {.a = d_logits, .b = bound->gate->working, .c = r->pass->dx, .alpha = 1};
     return ops->gemm(ops, &back);
 }
 
@@ -299,7 +305,7 @@ static enum status projection_backward(const struct nsa_run *r, enum nsa_branch 
     }
     if (bias && bias->trained) TRY(ops->bias_backward(ops, d_kv, bias->grad));
     if (!tensor_present(pass->dx)) return STATUS_OK;
-    const struct gemm back = {.a = d_kv, .b = weight->value, .c = pass->dx, .accumulate = true, .alpha = 1};
+    const struct gemm back = {.a = d_kv, .b = weight->working, .c = pass->dx, .accumulate = true, .alpha = 1};
     return ops->gemm(ops, &back);
 }
 

@@ -73,8 +73,8 @@ static struct tensor for_heads(struct tensor map, int64_t heads) {
 static struct feature_maps maps_of(const struct attention_layer *layer) {
     const struct performer_bound *bound = layer->bound;
     return (struct feature_maps){.features = {.kind = FEATURE_EXP,
-                                        .q_map = for_heads(bound->map->value, layer->model->heads),
-                                        .k_map = for_heads(bound->map->value, layer->model->kv_heads)}};
+                                        .q_map = for_heads(bound->map->working, layer->model->heads),
+                                        .k_map = for_heads(bound->map->working, layer->model->kv_heads)}};
 }
 
 static enum status plan(const struct attention_layer *layer, struct arena *arena, int64_t batch, int64_t length, bool train,
@@ -83,8 +83,10 @@ static enum status plan(const struct attention_layer *layer, struct arena *arena
     return feature_maps_plan(layer, arena, batch, length, saved);
 }
 
-/* While training, the map of the draw that the run has come to; outside of it, the map that was left. */
-static enum status redraw(const struct attention_layer *layer, const struct attention_context *context) {
+/* While training, the map of the draw that the run has come to; outside of it, the map that was left. The passes' operations stay the
+ * same. */
+static enum status turn(const struct attention_layer *layer, const struct attention_context *context, bool *steady) {
+    (void)steady;
     const struct performer_settings *settings = layer->settings;
     struct performer_bound *bound = layer->bound;
     if (!context->training || settings->redraw_every == 0) return STATUS_OK;
@@ -96,7 +98,6 @@ static enum status redraw(const struct attention_layer *layer, const struct atte
 }
 
 static enum status forward(const struct attention_layer *layer, const struct attention_pass *pass) {
-    TRY(redraw(layer, &pass->context));
     struct feature_maps maps = maps_of(layer);
     return feature_maps_forward(layer, &maps, pass);
 }
@@ -133,7 +134,7 @@ static enum status report(const struct attention_layer *layer, char *text, size_
 }
 
 const struct kind kind_performer = {
-    .name = "performer", .cpu_only = true, .summary = "FAVOR+: softmax attention estimated by random features, linear in length",
-    .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .forward = forward, .backward = backward,
+    .name = "performer", .summary = "FAVOR+: softmax attention estimated by random features, linear in length",
+    .configure = configure, .add_params = add_params, .bind = bind, .plan = plan, .turn = turn, .forward = forward, .backward = backward,
     .cache_open = cache_open, .cache_close = feature_maps_cache_close, .decode = decode, .cost = cost, .report = report,
 };

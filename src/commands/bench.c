@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "commands/bench_kinds.h"
 #include "commands/bench_step.h"
+#include "commands/bench_tune.h"
 #include "commands/commands.h"
 #include "commands/device.h"
 #include "data-prep/tokenizer.h"
@@ -64,7 +65,8 @@ static enum status run_step(int argc, char **argv) {
                                    .batch = 2,
                                    .length = 512,
                                    .steps = 5,
-                                   .candidates = "window(256), sinks(4)",
+                                   .attention = "kind: masks, candidates: [window(256), sinks(4)]",
+                                   .recompute = "auto",
                                    .train = "new, attn",
                                    .precision = "fp32",
                                    .temporary = temporary ? temporary : "/tmp"};
@@ -78,7 +80,8 @@ static enum status run_step(int argc, char **argv) {
         {"batch", OPTION_INTEGER, &o.batch, 1, 65536},
         {"length", OPTION_INTEGER, &o.length, 1, 1e7},
         {"steps", OPTION_INTEGER, &o.steps, 1, 100000},
-        {"candidates", OPTION_TEXT, &o.candidates, 0, 0},
+        {"attention", OPTION_TEXT, &o.attention, 0, 0},
+        {"recompute", OPTION_TEXT, &o.recompute, 0, 0},
         {"train", OPTION_TEXT, &o.train, 0, 0},
         {"precision", OPTION_TEXT, &o.precision, 0, 0},
         {"device", OPTION_TEXT, &o.device, 0, 0},
@@ -378,7 +381,7 @@ done:
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}};
+} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}, {"tune", bench_tune}};
 
 static enum status run(int argc, char **argv) {
     static char name[64];
@@ -391,7 +394,7 @@ static enum status run(int argc, char **argv) {
         return benches[i].run(argc - 1, argv + 1);
     }
     return error_set(STATUS_USAGE,
-                     "bench: expected attention, decode, step or prep, found \"%s\"; see squint bench --help", what);
+                     "bench: expected attention, decode, step, prep or tune, found \"%s\"; see squint bench --help", what);
 }
 
 const struct command command_bench = {
@@ -401,6 +404,7 @@ const struct command command_bench = {
             "       squint bench decode [options]\n"
             "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
+            "       squint bench tune [--out FILE] [options]\n"
             "\n"
             "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind\n"
             "takes over each, and growth from the length before: of time, memory, and the forward pass as counted.\n"
@@ -417,10 +421,15 @@ const struct command command_bench = {
             "step: a step of distillation, teacher and student of GPT-2's shape with random weights; medians.\n"
             "  --layers 12 --heads 12 --width 768 --vocabulary 50257      the shape (GPT-2 124M)\n"
             "  --batch 2 --length 512 --steps 5                           B, T, how many steps are timed\n"
-            "  --candidates \"window(256), sinks(4)\"                       the student's masks\n"
+            "  --attention \"kind: masks, candidates: [window(256), sinks(4)]\"   the student's, as in a recipe\n"
+            "  --recompute auto|none|layer                                keep every layer, or only its input\n"
             "  --train \"new, attn\"                                        what trains, as in a recipe\n"
             "  --precision fp32|bf16\n"
             "prep: how fast one thread turns a text into ids.\n"
+            "tune: kernels of a GPU that come in several sizes of tiles: medians of each, by turns; --out writes which was\n"
+            "fastest where, and SQUINT_TUNING=FILE in the environment makes every command use it (no deterministic run "
+            "does).\n"
+            "  --lengths 1024 4096 16384 65536 --widths 64 128 --batch 1 --heads 12 --rounds 11\n"
             "all:\n"
             "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
             "in bf16,\n"

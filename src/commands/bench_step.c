@@ -58,11 +58,11 @@ static enum status make_config(struct bench *bench) {
     TRY(memory_format(
         &text,
         "run: %s\nteacher: random\ndata: {train: \"%s\"}\n"
-        "student: {attention: [{layers: all, kind: masks, candidates: [%s]}]}\n"
+        "student: {attention: [{layers: all, %s}]}\n"
         "stages: [{name: bench, objective: kl, train: [%s], length: %lld, batch: %lld, steps: %lld, lr: 1.0e-5}]\n"
-        "train: {micro_batch: %lld}\nprecision: %s\n",
-        o->temporary, bench->shard, o->candidates, o->train, (long long)o->length, (long long)o->batch,
-        (long long)(o->steps + bench->warm), (long long)o->batch, o->precision));
+        "train: {micro_batch: %lld, recompute: %s}\nprecision: %s\n",
+        o->temporary, bench->shard, o->attention, o->train, (long long)o->length, (long long)o->batch,
+        (long long)(o->steps + bench->warm), (long long)o->batch, o->recompute, o->precision));
     enum status status = config_parse("bench step", text, strlen(text), NULL, 0, &bench->config);
     free(text);
     return status;

@@ -8,8 +8,9 @@
 struct bench_step_options {
     int64_t layers, heads, width, vocabulary; /* of a GPT-2 type model with mlp_width 4·width */
     int64_t batch, length, steps;             /* B, T; steps that are timed, behind some that are not */
-    const char *candidates;                   /* of kind masks, as a recipe has them: "window(256), sinks(4)" */
+    const char *attention;                    /* of every layer, as a recipe has it: "kind: nsa, window: 512" */
     const char *train;                        /* patterns, as a recipe has them: "new, attn" */
+    const char *recompute;                    /* auto, none or layer, as a recipe has it */
     const char *precision, *device;
     int64_t threads;
     const char *temporary; /* directory for a shard of random ids */

@@ -6,8 +6,8 @@
 
 /* name: cpu; cuda (bf16 or fp32 activations, as `bf16` says); auto or NULL: the GPU where there is one and this program
  * was built for it, else the CPU, and the log says why a GPU that was looked for is not used; or a table of ops_open,
- * for tests. STATUS_USAGE: an unknown name, or cuda in a build without CUDA. STATUS_NOT_FOUND: cuda, and no GPU that
- * serves. */
+ * for tests. The environment's SQUINT_TUNING is applied (eval/tuning.h). STATUS_USAGE: an unknown name, or cuda in a
+ * build without CUDA, or a fault in that file. STATUS_NOT_FOUND: cuda, and no GPU that serves. */
 enum status device_choose(const char *name, bool bf16, const struct ops_options *options, const struct ops **ops);
 
 #define DEVICE_HELP                                                                                                    \

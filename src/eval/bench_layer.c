@@ -1,5 +1,7 @@
 #include "eval/bench_layer.h"
 
+#include "eval/tuning.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -19,6 +21,7 @@ enum status bench_layer_open(const struct bench_options *o, int rule, int64_t le
     int64_t elements;
     struct attention_layer *attention = &layer->attention;
     TRY(ops_open(o->table, &(struct ops_options){.threads = o->threads}, &layer->ops));
+    TRY(tuning_apply(layer->ops, NULL));
     layer->model = (struct model_config){
         .type = MODEL_LLAMA,
         .layers = 1,

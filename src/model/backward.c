@@ -132,21 +132,8 @@ enum status model_backward(struct plan *plan, struct tensor d_hidden) {
 
 /* --- objective `attention` ---------------------------------------------------------------------------------------- */
 
-struct align {
-    struct plan *student;
-    const double *denominators;
-    double scale, *errors, *norms;
-};
-
-static enum status measure_error(struct plan *plan, struct tensor o, struct tensor target, double *error, double *norm) {
-    const struct ops *ops = plan->model->params.ops;
-    double sums[2];
-    TRY(ops->sum_squared_difference(ops, o, target, tensor_rows(plan->sums, 0, 1)));
-    TRY(ops->sum_squares(ops, target, tensor_rows(plan->sums, 1, 1)));
-    TRY(ops->download(ops, plan->sums, sums));
-    *error = sums[0];
-    *norm = sums[1];
-    return STATUS_OK;
+static struct tensor sum_of(const struct plan *plan, int64_t layer, int which) {
+    return tensor_rows(tensor_reshape(plan->sums, 1, (const int64_t[]){2 * plan->model->config.layers}), 2 * layer + which, 1);
 }
 
 /* Does anything of the layer's attention train before its output? */
@@ -160,48 +147,62 @@ static bool layer_learns(const struct plan *plan, int64_t layer) {
     return false;
 }
 
-static enum status align_layer(void *user, int64_t layer, struct plan *teacher) {
-    struct align *align = user;
-    struct plan *plan = align->student;
-    const struct model *model = plan->model;
-    const struct ops *ops = model->params.ops;
-    const struct attention_layer *attention = &model->layers[layer], *taught = &teacher->model->layers[layer];
-    const struct linear *projection = &plan->params[layer].qkv;
-    const struct layer_saved *target = &teacher->saved[layer];
-    struct layer_saved *s = &plan->saved[layer];
-    bool own = projection->weight->owned || projection->lora_a || (projection->bias && projection->bias->owned);
-    struct tensor qkv = target->qkv;
+/* The student's layer beside the teacher's, whose passes these are. */
+static enum status align_forward(struct plan *plan, struct plan *teacher, int64_t layer, struct attention_pass *pass) {
+    const struct attention_layer *attention = &plan->model->layers[layer], *taught = &teacher->model->layers[layer];
+    const struct layer_saved *target = &teacher->saved[layer], *s = &plan->saved[layer];
+    const bool own = linear_is_own(&plan->params[layer].qkv);
     struct attention_pass lesson = attention_pass_of(teacher, layer, target->n1, target->qkv, target->o);
     TRY(taught->kind->forward(taught, &lesson));
-    if (own) {
-        qkv = s->qkv;
-        TRY(layer_project(plan, layer, target->n1, qkv, s->qkv_low));
-    }
-    struct attention_pass pass = attention_pass_of(plan, layer, target->n1, qkv, s->o);
-    pass.teacher_q = lesson.q;
-    pass.teacher_k = lesson.k;
-    TRY(attention->kind->forward(attention, &pass));
-    TRY(probe_look_heads(plan, layer, attention->kind->name, pass.o));
-    TRY(measure_error(plan, s->o, target->o, &align->errors[layer], &align->norms[layer]));
-    double denominator = align->denominators ? align->denominators[layer] : align->norms[layer];
-    if (align->scale == 0 || denominator <= 0 || !layer_learns(plan, layer)) return STATUS_OK;
-    TRY(ops->copy(ops, s->o, plan->d_o));
-    TRY(ops->add_scaled(ops, -1, target->o, plan->d_o));
-    TRY(ops->scale(ops, 2 * align->scale / denominator, plan->d_o));
-    TRY(kind_backward(plan, layer, &pass, tensor_none()));
-    if (!linear_trains(projection)) return STATUS_OK;
-    return linear_backward(model, projection, plan->d_qkv, target->n1, s->qkv_low, plan->d_low, tensor_none());
+    if (own) TRY(layer_project(plan, layer, target->n1, s->qkv, s->qkv_low));
+    *pass = attention_pass_of(plan, layer, target->n1, own ? s->qkv : target->qkv, s->o);
+    pass->teacher_q = lesson.q;
+    pass->teacher_k = lesson.k;
+    TRY(attention->kind->forward(attention, pass));
+    return probe_look_heads(plan, layer, attention->kind->name, pass->o);
 }
 
-enum status model_align(struct plan *teacher_plan, struct plan *student_plan, const struct batch *batch,
-                        const double *denominators, double scale, double *errors, double *norms) {
-    struct align align = {.student = student_plan, .denominators = denominators, .scale = scale, .errors = errors,
-                          .norms = norms};
-    if (!student_plan->options.align || teacher_plan->rows != student_plan->rows) {
+static enum status align_layer(void *user, int64_t layer, struct plan *teacher) {
+    const struct align *align = user;
+    struct plan *plan = align->student;
+    const struct ops *ops = plan->model->params.ops;
+    const struct linear *projection = &plan->params[layer].qkv;
+    const struct layer_saved *target = &teacher->saved[layer], *s = &plan->saved[layer];
+    struct attention_pass pass;
+    TRY(align_forward(plan, teacher, layer, &pass));
+    TRY(ops->sum_squared_difference(ops, s->o, target->o, sum_of(plan, layer, 0)));
+    TRY(ops->sum_squares(ops, target->o, sum_of(plan, layer, 1)));
+    if (!align->denominators || !layer_learns(plan, layer)) return STATUS_OK;
+    TRY(ops->copy(ops, s->o, plan->d_o));
+    TRY(ops->add_scaled(ops, -1, target->o, plan->d_o));
+    TRY(ops->scale(ops, 2 * align->scale / align->denominators[layer], plan->d_o));
+    TRY(kind_backward(plan, layer, &pass, tensor_none()));
+    if (!linear_trains(projection)) return STATUS_OK;
+    return linear_backward(plan->model, projection, plan->d_qkv, target->n1, s->qkv_low, plan->d_low, tensor_none());
+}
+
+enum status align_load(const struct align *align, const struct batch *batch) {
+    if (!align->student->options.align || align->teacher->rows != align->student->rows) {
         return error_set(STATUS_FAILED, "objective attention: the student's plan must be an align plan of the same size");
     }
-    struct attend attend = {.run = align_layer, .user = &align, .nothing_after = true};
-    TRY(plan_load_batch(student_plan, batch));
-    TRY(plan_load_batch(teacher_plan, batch));
-    return network_forward(teacher_plan, &attend);
+    TRY(plan_load_batch(align->student, batch));
+    return plan_load_batch(align->teacher, batch);
+}
+
+enum status align_run(const struct align *align) {
+    struct align own = *align;
+    struct attend attend = {.run = align_layer, .user = &own, .nothing_after = true};
+    return network_forward(align->teacher, &attend);
+}
+
+enum status align_read(const struct align *align, double *errors, double *norms) {
+    const struct model *model = align->student->model;
+    const int64_t layers = model->config.layers;
+    double sums[2 * layers];
+    TRY(model->params.ops->download(model->params.ops, align->student->sums, sums));
+    for (int64_t l = 0; l < layers; l++) {
+        errors[l] = sums[2 * l];
+        norms[l] = sums[2 * l + 1];
+    }
+    return STATUS_OK;
 }

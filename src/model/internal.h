@@ -52,7 +52,7 @@ struct plan {
     struct tensor d_kind; /* [N,C] what a kind that reads x sends back into it */
     struct tensor d_h; /* [N,F]; also h, when that is not saved: their lives do not meet. d_n is delta likewise */
     /* align */
-    struct tensor sums; /* [2] F64 on the device */
+    struct tensor sums; /* [L,2] F64 on the device: error and norm of every layer */
     struct tensor loss; /* [1] F64 on the device: the kinds' own losses since the last forward pass */
 };
 
@@ -67,6 +67,8 @@ enum status linear_forward(const struct model *model, const struct linear *linea
 enum status linear_backward(const struct model *model, const struct linear *linear, struct tensor dy, struct tensor x,
                             struct tensor low, struct tensor d_low, struct tensor dx);
 bool linear_trains(const struct linear *linear);
+/* Has the student an own form of it, or does it compute what the teacher does? */
+bool linear_is_own(const struct linear *linear);
 
 /* Adds LoRA's rows as model->lora says; STATUS_USAGE when its rank is larger than a weight's. */
 enum status lora_add(struct model *model);

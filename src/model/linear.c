@@ -1,6 +1,10 @@
 /* Linear layers with optional LoRA: what each gemm of the model is. */
 #include "model/internal.h"
 
+bool linear_is_own(const struct linear *linear) {
+    return linear->weight->owned || linear->lora_a || (linear->bias && linear->bias->owned);
+}
+
 bool linear_trains(const struct linear *linear) {
     return linear->weight->trained || (linear->bias && linear->bias->trained) || (linear->lora_a && linear->lora_a->trained) ||
            (linear->lora_b && linear->lora_b->trained);

@@ -16,10 +16,6 @@ static enum status take_layers(struct model *model, const char *where, const str
     for (int64_t l = 0; l < model->config.layers; l++) {
         struct attention_layer *layer = &model->layers[l];
         layer->params = &model->params;
-        if (layer->kind->cpu_only && !model->params.ops->host_memory) {
-            return error_set(STATUS_USAGE, "%s%slayer %lld: kind %s has no GPU kernels; use device cpu", where, where[0] ? ": " : "",
-                             (long long)l, layer->kind->name);
-        }
         if (cover > 0 && !kind_is_full(layer->kind)) {
             if (!layer->kind->cover) {
                 return error_set(STATUS_NOT_FOUND, "kind %s: has no form that reads everything", layer->kind->name);

@@ -58,9 +58,10 @@ struct plan_options {
 };
 struct plan;
 
-/* Where in a run the next passes stand; without a call a pass is no training. */
-void plan_set_context(struct plan *plan, const struct attention_context *context);
-/* Sums over the rows since the plan's forward pass (or model_align) of the layers' own losses, added up: *loss. */
+/* Where in a run the next passes stand; without a call a pass is no training. *steady: the passes may be recorded (ops->repeat), and
+ * start the same operations as other steady ones. */
+enum status plan_set_context(struct plan *plan, const struct attention_context *context, bool *steady);
+/* Sums over the rows since the plan's forward pass (or align_run) of the layers' own losses, added up: *loss. */
 enum status plan_read_loss(struct plan *plan, double *loss);
 
 /* On: the passes of this plan look at the output of every operation (slow) until a value is not finite; which operation, layer and head
@@ -84,12 +85,18 @@ struct tensor plan_hidden(const struct plan *plan); /* [B·T,C]: where the plan'
 enum status model_backward(struct plan *plan, struct tensor d_hidden);
 
 /* Objective `attention`: the teacher's forward pass, and at every layer the student's attention on the teacher's normed input:
- * loss of layer l = Σ‖o_student − o_teacher‖² / Σ‖o_teacher‖². Gradients of the student's trained parameters, times `scale`, are
- * accumulated. errors, norms: host [L], the numerator and denominator of this batch's rows. teacher_plan: forward only; student_plan: align.
- * denominators: host [L], what the gradient's numerator is divided by (from the caller, so that ranks and micro-steps agree);
- * NULL: this batch's own. */
-enum status model_align(struct plan *teacher_plan, struct plan *student_plan, const struct batch *batch,
-                        const double *denominators, double scale, double *errors, double *norms);
+ * loss of layer l = Σ‖o_student − o_teacher‖² / Σ‖o_teacher‖². Of the teacher nothing is kept but what the layer at hand needs; the
+ * student's layer is done, backward pass included, before the teacher goes on. teacher: plan of a forward pass; student: an align plan. */
+struct align {
+    struct plan *teacher, *student;
+    const double *denominators; /* host [L]: what the gradients' numerators are divided by, the same for all ranks and micro-steps; NULL: no gradients */
+    double scale;               /* of the gradients, which the student's trained parameters accumulate */
+};
+enum status align_load(const struct align *align, const struct batch *batch);
+/* Operations alone, which ops->repeat may record. */
+enum status align_run(const struct align *align);
+/* errors, norms: host [L], numerator and denominator over the rows of the batch. */
+enum status align_read(const struct align *align, double *errors, double *norms);
 
 /* --- the head: row chunks of bounded memory ------------------------------------------------------------------------ */
 struct head_options {

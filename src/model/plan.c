@@ -85,7 +85,6 @@ static void take_common(struct plan *plan, struct arena *arena) {
     plan->positions = arena_1d(arena, DTYPE_I32, n);
     plan->start = arena_2d(arena, DTYPE_I32, plan->options.batch, plan->options.length);
     plan->frequencies = arena_1d(arena, ops->statistic, c->head_width / 2 > 0 ? c->head_width / 2 : 1);
-    plan->sums = arena_1d(arena, DTYPE_F64, 2);
     plan->loss = arena_1d(arena, DTYPE_F64, 1);
     plan->delta = arena_2d(arena, ops->real, n, c->width);
     plan->d_n = plan->delta;
@@ -121,8 +120,11 @@ static enum status build_align(struct plan *plan, struct arena *arena) {
     enum dtype real = model->params.ops->real;
     take_common(plan, arena);
     take_attention_gradients(plan, arena);
+    plan->sums = arena_2d(arena, DTYPE_F64, c->layers, 2);
+    bool own = false; /* else the teacher's q, k, v are the student's */
+    for (int64_t l = 0; l < c->layers; l++) own = own || linear_is_own(&plan->params[l].qkv);
     struct layer_saved shared = {
-        .qkv = arena_2d(arena, real, plan->rows, model_qkv_width(c)),
+        .qkv = own ? arena_2d(arena, real, plan->rows, model_qkv_width(c)) : tensor_none(),
         .o = arena_2d(arena, real, plan->rows, c->heads * c->head_width),
     };
     if (model->lora.rank > 0) shared.qkv_low = arena_2d(arena, real, plan->rows, model->lora.rank);
@@ -185,7 +187,17 @@ done:
     return status;
 }
 
-void plan_set_context(struct plan *plan, const struct attention_context *context) { plan->context = *context; }
+enum status plan_set_context(struct plan *plan, const struct attention_context *context, bool *steady) {
+    plan->context = *context;
+    *steady = !context->looks;
+    for (int64_t l = 0; l < plan->model->config.layers; l++) {
+        const struct attention_layer *layer = &plan->model->layers[l];
+        bool own = true;
+        if (layer->kind->turn) TRY(layer->kind->turn(layer, context, &own));
+        *steady = *steady && own;
+    }
+    return STATUS_OK;
+}
 
 enum status plan_read_loss(struct plan *plan, double *loss) {
     return plan->model->params.ops->download(plan->model->params.ops, plan->loss, loss);

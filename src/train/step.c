@@ -37,8 +37,10 @@ static void end_phase(struct step_result *result, enum phase phase, double *mark
     *mark = now;
 }
 
+enum { LOOK_EVERY = 10 /* steps of a run between passes that read what kinds report */ };
+
 /* Tells the student's kinds where the run stands. */
-static void place_micro(struct distill *d, const struct step_settings *settings, int64_t micro) {
+static enum status place_micro(struct distill *d, const struct step_settings *settings, int64_t micro) {
     struct attention_context context = {
         .training = true,
         .attention_stage = d->stage->objective == OBJECTIVE_ATTENTION,
@@ -48,8 +50,9 @@ static void place_micro(struct distill *d, const struct step_settings *settings,
         .first_sample = settings->sample + d->part_first + micro * d->micro_batch,
         .seed = d->config->seed,
         .loss_scale = 1 / ((double)d->stage->batch * (double)d->stage->length),
+        .looks = micro == 0 && settings->total % LOOK_EVERY == 0,
     };
-    plan_set_context(d->student_plan, &context);
+    return plan_set_context(d->student_plan, &context, &d->steady);
 }
 
 /* Reads this rank's samples, and counts the rows of all ranks that have a target: the loss is their mean. */
@@ -78,6 +81,7 @@ static struct batch micro_batch_of(const struct distill *d, int64_t micro) {
 struct micro {
     struct distill *distill;
     struct head_loss loss;
+    struct align align;
     struct tensor teacher_hidden, student_hidden;
 };
 
@@ -98,12 +102,18 @@ static enum status backward_work(void *user) {
     return model_backward(micro->distill->student_plan, micro->distill->d_hidden);
 }
 
-/* The phase's work, recorded where the device can; its time is the device's. */
+static enum status align_work(void *user) {
+    struct micro *micro = user;
+    return align_run(&micro->align);
+}
+
+/* The phase's work, recorded where the device can and the passes are alike; its time is the device's. */
 static enum status run_phase(struct micro *micro, enum phase phase, enum status (*work)(void *user), struct step_result *result,
                              double *mark) {
     struct distill *d = micro->distill;
     const struct ops *ops = d->student->params.ops;
-    TRY(d->probing ? work(micro) : ops->repeat(ops, &d->recordings[phase], work, micro));
+    const bool recorded = !d->probing && (d->steady || phase == PHASE_TEACHER || phase == PHASE_HEAD);
+    TRY(recorded ? ops->repeat(ops, &d->recordings[phase], work, micro) : work(micro));
     TRY(ops->synchronise(ops));
     end_phase(result, phase, mark);
     return STATUS_OK;
@@ -149,11 +159,13 @@ static enum status distill_micro(struct distill *d, const struct batch *batch, s
 static enum status align_micro(struct distill *d, const struct batch *batch, const double *denominators, double scale,
                                struct step_result *result) {
     int64_t layers = layers_of(d);
+    struct micro micro = {.distill = d};
     double errors[layers], norms[layers], mark = time_now_s();
-    memset(errors, 0, sizeof errors);
-    memset(norms, 0, sizeof norms);
-    TRY(model_align(d->teacher_plan, d->student_plan, batch, denominators, scale, errors, norms));
-    end_phase(result, PHASE_STUDENT, &mark);
+    micro.align = (struct align){d->teacher_plan, d->student_plan, denominators, scale};
+    TRY(align_load(&micro.align, batch));
+    end_phase(result, PHASE_DATA, &mark);
+    TRY(denominators ? run_phase(&micro, PHASE_STUDENT, align_work, result, &mark) : align_work(&micro));
+    TRY(align_read(&micro.align, errors, norms));
     for (int64_t l = 0; l < layers; l++) {
         errors_of(d)[l] += errors[l];
         norms_of(d)[l] += norms[l];
@@ -170,7 +182,7 @@ static enum status run_micro_steps(struct distill *d, const struct step_settings
     for (int64_t micro = 0; micro * d->micro_batch < d->part; micro++) {
         struct batch batch = micro_batch_of(d, micro);
         double own = 0;
-        place_micro(d, settings, micro);
+        TRY(place_micro(d, settings, micro));
         if (d->stage->objective == OBJECTIVE_ATTENTION) {
             TRY(align_micro(d, &batch, d->denominators, scale, result));
         } else {
@@ -320,7 +332,7 @@ static enum status sum_norms(struct distill *d, struct step_result *unused) {
 
 enum status distill_calibrate(struct distill *d) {
     struct step_result unused = {0};
-    place_micro(d, &(struct step_settings){0}, 0);
+    TRY(place_micro(d, &(struct step_settings){0}, 0));
     TRY(load_batch(d, 0, &unused));
     TRY(comm_agree(d->comm, sum_norms(d, &unused)));
     TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));

@@ -39,6 +39,7 @@ struct distill {
     float *exchange;      /* host [EXCHANGE_ELEMENTS]: gradients of device memory on their way to the other ranks; else NULL */
     struct recording *recordings[PHASES]; /* of a micro-step's phases */
     double recorded_scale;                /* of the loss, in the head's recording */
+    bool steady;                          /* this micro-step's passes start the same operations as another's */
     bool probing;                         /* passes look for what is not finite: nothing is recorded */
     double *denominators; /* [L] objective attention: a row's mean ‖o_teacher‖², the same through the whole stage */
 };

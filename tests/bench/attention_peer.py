@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""The peer of `squint bench attention --kinds full`: PyTorch's scaled_dot_product_attention, causal, forward and backward.
+"""The peer of `squint bench attention`: PyTorch's scaled_dot_product_attention, causal, forward and backward; `flex`: its flex_attention
+with a window of 512 tokens and 4 sinks, compiled, beside kind masks.
 
 q, k, v and the output's gradient are drawn once for each length; some runs that are not timed (CPU 1, CUDA 5), then the medians of
 `repeats`. One line of JSON with a row for each length and backend. On CUDA every time ends when the GPU is done, and a row has the
@@ -19,8 +20,20 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 
+def flex(length):
+    """softmax(q k^T) v over the last 512 tokens and the first 4, as one compiled function of q, k, v."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    def visible(batch, head, i, j):
+        return (j <= i) & ((i - j < 512) | (j < 4))
+
+    mask = create_block_mask(visible, None, None, length, length, device="cuda")
+    compiled = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+
+
 def attention_backend(options, name):
-    if options.device == "cpu" or name == "auto":
+    if options.device == "cpu" or name in ("auto", "flex"):
         return contextlib.nullcontext()
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -37,6 +50,7 @@ def measure(options, length, backend):
     shape = (options.batch, options.heads, length, options.width)
     q, k, v = (torch.randn(*shape, requires_grad=True, **kind) for _ in range(3))
     d_o = torch.randn(*shape, **kind)
+    attend = flex(length) if backend == "flex" else lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True)
     warm = 5 if on_gpu else 1
     forward, backward = [], []
     for repeat in range(options.repeats + warm):
@@ -44,7 +58,7 @@ def measure(options, length, backend):
         wait()
         begin = time.perf_counter()
         with attention_backend(options, backend):
-            o = scaled_dot_product_attention(q, k, v, is_causal=True)
+            o = attend(q, k, v)
         wait()
         middle = time.perf_counter()
         o.backward(d_o)
@@ -69,7 +83,7 @@ def main():
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--attention", choices=["auto", "cudnn", "flash"], nargs="+", default=["auto"])
+    parser.add_argument("--attention", choices=["auto", "cudnn", "flash", "flex"], nargs="+", default=["auto"])
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -80,7 +94,7 @@ def main():
         for backend in options.attention:
             try:
                 rows.append(measure(options, length, backend))
-            except RuntimeError as error:  # a backend that this GPU, this version or this type has not
+            except Exception as error:  # a backend that this GPU, this version or this type has not
                 failed.append({"length": length, "attention": backend, "failed": str(error)[:200]})
     print(json.dumps({"bench": "attention", "program": f"PyTorch {torch.__version__}", "threads": torch.get_num_threads(),
                       "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu", "rows": rows, "failed": failed}))

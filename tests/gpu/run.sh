@@ -99,7 +99,8 @@ sanitize() {
 }
 
 bench() {
-    local precision
+    local precision kind
+    local decoded="nsa:compress=32:stride=16:block=64:select=16:window=512,indexer:tokens=1024:window=512:coarse=64,performer:features=272,kerformer:window=64"
     export SQUINT=$squint PYTHON=$python DEVICE=cuda
     for precision in bf16 fp32; do
         step "bench-step-squint-$precision" 300 "$squint" bench step --device cuda --batch 8 --length 1024 --steps 20 --precision $precision
@@ -109,6 +110,12 @@ bench() {
     step bench-decode-squint 300 "$squint" bench decode --device cuda --positions 128 4096 --kinds full,masks:candidates="window(256)"+"sinks(4)":start=0.9+0.1
     step bench-step 1800 bash tests/bench/step.sh "$rounds"
     step bench-attention 1800 bash tests/bench/attention.sh "$rounds"
+    BATCH=1 KINDS=sparse LENGTHS="1024 2048 4096 8192 16384 32768 65536 131072 262144" step bench-kinds 3600 bash tests/bench/attention.sh 1
+    for kind in "masks, candidates: [window(512), sinks(4)]" "nsa, select: 16, window: 512" "indexer, tokens: 1024, window: 512, coarse: 64" performer "kerformer, window: 64"; do
+        step "bench-long-${kind%%,*}" 600 "$squint" bench step --device cuda --precision bf16 --batch 1 --length 262144 --recompute layer --steps 2 --attention "kind: $kind"
+    done
+    step bench-tune 600 "$squint" bench tune --device cuda --out "$out/tuning.txt"
+    step bench-decode-kinds 600 "$squint" bench decode --device cuda --positions 1024 32768 --kinds "full,$decoded"
 }
 
 for part in parity sanitize bench; do

@@ -163,8 +163,10 @@ static double run(struct work *w, bool gradients) {
         for (int64_t l = 0; l < layers; l++) ones[l] = 3.0 + (double)l;
         double own = 0;
         /* A kind's own loss comes with its gradients: with weights every pass adds some, see check_row. */
-        const double scale = gradients || w->weights ? 1.7 : 0;
-        CHECK_OK(model_align(w->teacher_plan, w->plan, &w->s->batch, ones, scale, errors, norms));
+        const struct align align = {w->teacher_plan, w->plan, gradients || w->weights ? ones : NULL, 1.7};
+        CHECK_OK(align_load(&align, &w->s->batch));
+        CHECK_OK(align_run(&align));
+        CHECK_OK(align_read(&align, errors, norms));
         for (int64_t l = 0; l < layers; l++) loss += 1.7 * errors[l] / ones[l];
         if (!w->weights) return loss;
         CHECK_OK(plan_read_loss(w->plan, &own));
@@ -235,7 +237,8 @@ static void check_model(struct setup *s, struct model *model, char *const *patte
     /* Windows are dropped here, of the same sequences in every pass. */
     struct attention_context context = {.training = true, .attention_stage = align, .seed = 11, .weights = weights,
                                         .loss_scale = weights ? OWN_SCALE : 0};
-    plan_set_context(w.plan, &context);
+    bool steady;
+    CHECK_OK(plan_set_context(w.plan, &context, &steady));
     run(&w, true);
     int checked = 0;
     for (int64_t i = 0; i < model->params.count; i++) {

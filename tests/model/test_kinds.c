@@ -95,7 +95,8 @@ static void forward(struct setup *s, const struct model *model, const struct att
     struct plan *plan = NULL;
     struct tensor out;
     CHECK_OK(plan_open(model, &options, &plan));
-    if (context) plan_set_context(plan, context);
+    bool steady;
+    if (context) CHECK_OK(plan_set_context(plan, context, &steady));
     CHECK_OK(model_forward(plan, &s->batch, &out));
     CHECK_OK(s->ops->download(s->ops, out, hidden));
     plan_close(&plan);

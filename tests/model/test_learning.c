@@ -81,7 +81,10 @@ static double own_loss(const struct own *own) {
     double errors[2], norms[2], loss;
     struct tensor hidden;
     if (own->taught) {
-        CHECK_OK(model_align(own->taught, own->plan, &batch, ones, 1e-30, errors, norms));
+        const struct align align = {own->taught, own->plan, ones, 1e-30};
+        CHECK_OK(align_load(&align, &batch));
+        CHECK_OK(align_run(&align));
+        CHECK_OK(align_read(&align, errors, norms));
     } else {
         CHECK_OK(model_forward(own->plan, &batch, &hidden));
         CHECK_OK(own->ops->fill(own->ops, own->d_hidden, 0));
@@ -135,8 +138,11 @@ static void check_choosing(const struct ops *ops, const struct subject *s) {
                                                         .train = !s->attention_stage}, &own.plan));
     CHECK_OK(ops->allocate(ops, sizeof(double) * ROWS * WIDTH, &own.block));
     own.d_hidden = tensor_2d(own.block, DTYPE_F64, ROWS, WIDTH);
-    plan_set_context(own.plan, &(struct attention_context){.training = true, .attention_stage = s->attention_stage,
-                                                           .loss_scale = scale});
+    bool steady;
+    CHECK_OK(plan_set_context(own.plan,
+                              &(struct attention_context){
+                                  .training = true, .attention_stage = s->attention_stage, .loss_scale = scale},
+                              &steady));
     CHECK_OK(ops->fill(ops, student.params.grads, 0));
     assert_true(own_loss(&own) > 0);
     double *grads = malloc((size_t)student.params.owned_elements * sizeof *grads);
@@ -163,7 +169,8 @@ static void test_choosing(void **state) {
 
 static void hidden_of(struct plan *plan, const struct ops *ops, const struct attention_context *context, double *out) {
     struct tensor hidden;
-    plan_set_context(plan, context);
+    bool steady;
+    CHECK_OK(plan_set_context(plan, context, &steady));
     CHECK_OK(model_forward(plan, &batch, &hidden));
     CHECK_OK(ops->download(ops, hidden, out));
 }

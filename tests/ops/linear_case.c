@@ -84,8 +84,7 @@ static void from_device(const struct ops *ops, struct tensor t, double *to) {
     if (tensor_present(t)) case_move(ops, t, to, false);
 }
 
-/* Of input n, and of its gradient. */
-static enum dtype dtype_of(const struct ops *ops, int n, bool gradient) {
+enum dtype linear_dtype(const struct ops *ops, int n, bool gradient) {
     if (n == LINEAR_BETA) return ops->statistic;
     return gradient && n >= LINEAR_Q_MAP ? ops->parameter : ops->real;
 }
@@ -127,8 +126,7 @@ static struct fused open_fused(const struct ops *ops, const struct linear_case *
     return x;
 }
 
-/* The parameters' views of flat copies p[LINEAR_Q_MAP …]. */
-static struct features features_of(const struct linear_case *row, const struct tensor *p) {
+struct features linear_features(const struct linear_case *row, const struct tensor *p) {
     const int64_t h = row->heads, g = row->groups, n = row->columns, r = row->hidden;
     const int64_t m = row->kind == FEATURE_HEDGEHOG ? 2 * n : n;
     struct features f = {.kind = row->kind};
@@ -147,7 +145,7 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
     struct fused in = open_fused(ops, row, x->in);
     struct tensor p[LINEAR_INPUTS] = {0}, d[LINEAR_INPUTS] = {0};
     for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++)
-        p[n] = to_device(ops, dtype_of(ops, n, false), x->in[n], x->counts[n]);
+        p[n] = to_device(ops, linear_dtype(ops, n, false), x->in[n], x->counts[n]);
     struct tensor o = to_device(ops, ops->real, x->gradient[LINEAR_D_O], x->counts[LINEAR_D_O]);
     struct tensor sums = to_device(ops, ops->statistic, x->log_sums, row->batch * row->heads * row->length);
     struct tensor start = to_device_ids(ops, x->start, row->batch * row->length);
@@ -155,7 +153,7 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
     struct linear_attention_backward g = {0};
     struct linear_attention *a = &g.forward;
     *a = (struct linear_attention){
-        .q = in.views[0], .k = in.views[1], .v = in.views[2], .features = features_of(row, p)};
+        .q = in.views[0], .k = in.views[1], .v = in.views[2], .features = linear_features(row, p)};
     a->start = tensor_2d(start.data, DTYPE_I32, row->batch, row->length);
     if (row->no_window) a->no_window = dropped;
     a->o = tensor_4d(o.data, o.dtype, row->batch, row->length, row->heads, row->width);
@@ -170,12 +168,12 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
         struct tensor d_o = to_device(ops, ops->real, x->in[LINEAR_D_O], x->counts[LINEAR_D_O]);
         struct fused out = open_fused(ops, row, x->gradient);
         for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++)
-            d[n] = to_device(ops, dtype_of(ops, n, true), x->gradient[n], x->counts[n]);
+            d[n] = to_device(ops, linear_dtype(ops, n, true), x->gradient[n], x->counts[n]);
         g.d_o = tensor_4d(d_o.data, d_o.dtype, row->batch, row->length, row->heads, row->width);
         g.dq = out.views[0];
         g.dk = out.views[1];
         g.dv = out.views[2];
-        g.gradients = features_of(row, d);
+        g.gradients = linear_features(row, d);
         CHECK_OK(ops->linear_attention_backward(ops, &g));
         double *matrix = new_array(tensor_count(out.block));
         from_device(ops, out.block, matrix);
@@ -209,13 +207,13 @@ void linear_run_weights(const struct ops *ops, const struct linear_case *row, st
     struct fused taught = open_fused(ops, row, (double *[]){x->in[LINEAR_D_O], x->in[LINEAR_V], x->in[LINEAR_V]});
     struct tensor p[LINEAR_INPUTS] = {0}, d[LINEAR_INPUTS] = {0};
     for (int n = LINEAR_Q_MAP; n < LINEAR_INPUTS; n++) {
-        p[n] = to_device(ops, dtype_of(ops, n, false), x->in[n], x->counts[n]);
-        d[n] = to_device(ops, dtype_of(ops, n, true), x->gradient[n], x->counts[n]);
+        p[n] = to_device(ops, linear_dtype(ops, n, false), x->in[n], x->counts[n]);
+        d[n] = to_device(ops, linear_dtype(ops, n, true), x->gradient[n], x->counts[n]);
     }
     struct tensor start = to_device_ids(ops, x->start, row->batch * row->length);
     struct tensor dropped = to_device_ids(ops, x->no_window, row->batch), loss = to_device_loss(ops, run->loss);
     struct linear_attention_weights a = {.loss = loss, .weight = run->weight, .gradient_scale = run->gradient_scale};
-    a.forward = (struct linear_attention){.q = in.views[0], .k = in.views[1], .features = features_of(row, p)};
+    a.forward = (struct linear_attention){.q = in.views[0], .k = in.views[1], .features = linear_features(row, p)};
     a.forward.start = tensor_2d(start.data, DTYPE_I32, row->batch, row->length);
     if (row->no_window) a.forward.no_window = dropped;
     a.forward.window = row->window;
@@ -226,7 +224,7 @@ void linear_run_weights(const struct ops *ops, const struct linear_case *row, st
     if (run->gradients) {
         if (!run->parameters) a.dq = out.views[0];
         if (!run->parameters) a.dk = out.views[1];
-        a.gradients = features_of(row, d);
+        a.gradients = linear_features(row, d);
     }
     CHECK_OK(ops->linear_attention_weights(ops, &a));
     CHECK_OK(ops->synchronise(ops));

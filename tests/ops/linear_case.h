@@ -62,6 +62,10 @@ struct linear_weights_run {
 };
 void linear_run_weights(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x,
                         struct linear_weights_run *run);
+/* Of input n on a table, or of its gradient. */
+enum dtype linear_dtype(const struct ops *ops, int n, bool gradient);
+/* The parameters' views of flat copies p[LINEAR_Q_MAP …]. */
+struct features linear_features(const struct linear_case *row, const struct tensor *p);
 /* Prints and fails when an output differs by more than tolerance × the array's largest. backward false: only o. */
 void linear_compare(const struct linear_case *row, const char *what, const struct linear_arrays *expected,
                     const struct linear_arrays *found, bool backward, double tolerance);

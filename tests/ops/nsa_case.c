@@ -6,6 +6,7 @@
 #include "support/check.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,6 +132,8 @@ void nsa_free(struct nsa_arrays *x) {
 void nsa_give(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to) {
     for (int n = 0; n < NSA_BETWEENS; n++)
         memcpy(to->between[n], from->between[n], (size_t)nsa_between_count(row, n) * sizeof(double));
+    for (int n = 0; n < NSA_OUTPUTS; n++)
+        memcpy(to->outputs[n], from->outputs[n], (size_t)nsa_output_count(row, n) * sizeof(double));
     memcpy(to->chosen, from->chosen, (size_t)nsa_chosen_count(row) * sizeof *to->chosen);
     to->feed = true;
 }
@@ -436,4 +439,79 @@ void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_
         strcat(name, nsa_input_names[n]);
         compare(row, what, name, expected->gradients[n], found->gradients[n], nsa_count(row, n), tolerance);
     }
+}
+
+/* --- the choice --------------------------------------------------------------------------------------------------- */
+
+/* The choice from importance, by looking for the largest again and again. */
+static void sort_choice(const double *importance, int64_t own, int64_t select, int32_t *chosen) {
+    int64_t used = 0;
+    bool *taken;
+    CHECK_OK(memory_new((size_t)own + 1, sizeof *taken, "marks", &taken));
+    taken[0] = taken[own] = taken[own ? own - 1 : 0] = true;
+    for (int64_t b = 0; b <= own; b++) used += taken[b];
+    for (; used < select && used <= own; used++) {
+        int64_t best = -1;
+        for (int64_t b = 0; b <= own; b++)
+            if (!taken[b] && (best < 0 || importance[b] > importance[best])) best = b;
+        taken[best] = true;
+    }
+    used = 0;
+    for (int64_t b = 0; b <= own; b++)
+        if (taken[b]) chosen[used++] = (int32_t)b;
+    while (used < select) chosen[used++] = -1;
+    free(taken);
+}
+
+/* The sort, query by query, of a choice [length,select] from keys k. */
+static void compare_choice(const struct compressed_attention *a, const double *k, const int32_t *chosen) {
+    const int64_t length = a->q.shape[1], blocks = a->k.shape[1], numbers = length / a->block + 2;
+    double *importance;
+    int32_t *expected;
+    CHECK_OK(memory_new((size_t)numbers, sizeof *importance, "importance", &importance));
+    CHECK_OK(memory_new((size_t)a->select, sizeof *expected, "choices", &expected));
+    for (int64_t i = 0; i < length; i++) {
+        memset(importance, 0, (size_t)numbers * sizeof *importance);
+        for (int64_t t = 0; t <= i; t++)
+            for (int64_t c = 0; t % a->stride == 0 && c < blocks && c * a->stride <= t; c++)
+                if (c * a->stride + a->compress > t && c * a->stride + a->compress - 1 <= i)
+                    importance[t / a->block] += exp(k[c]);
+        sort_choice(importance, i / a->block, a->select, expected);
+        if (memcmp(expected, chosen + i * a->select, (size_t)a->select * sizeof *expected) == 0) continue;
+        for (int32_t s = 0; s < a->select; s++) printf("  %d %d\n", expected[s], chosen[i * a->select + s]);
+        fail_msg("T=%lld l=%d d=%d l'=%d n=%d, query %lld: expected and found as above", (long long)length, a->compress,
+                 a->stride, a->block, a->select, (long long)i);
+    }
+    free(importance);
+    free(expected);
+}
+
+void nsa_check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
+                      int32_t select, int levels) {
+    const int64_t blocks = compressed_bound(length, compress, stride);
+    double *q = new_array(length), *k = new_array(blocks);
+    int32_t *chosen;
+    CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen)); /* zeros: one document */
+    for (int64_t t = 0; t < length; t++) q[t] = 1;
+    for (int64_t c = 0; c < blocks; c++)
+        k[c] = levels ? floor((case_draw(c, 3) + 1) * levels / 2) : 2 * case_draw(c, 3);
+    struct device_case d = {.ops = ops};
+    struct compressed_attention a = {.compress = compress, .stride = stride, .block = block, .select = select};
+    a.select_group = 1;
+    a.scale = 1;
+    a.q = take(&d, tensor_4d(NULL, ops->real, 1, length, 1, 1));
+    a.k = take(&d, tensor_4d(NULL, ops->real, 1, blocks, 1, 1));
+    a.start = take(&d, tensor_2d(NULL, DTYPE_I32, 1, length));
+    a.log_sums = take(&d, tensor_3d(NULL, ops->statistic, 1, 1, length));
+    a.chosen = take(&d, tensor_4d(NULL, DTYPE_I32, 1, length, 1, select));
+    case_move(ops, a.q, q, true);
+    case_move(ops, a.k, k, true);
+    CHECK_OK(ops->upload(ops, a.start, chosen));
+    CHECK_OK(ops->compressed_attention(ops, &a));
+    CHECK_OK(ops->download(ops, a.chosen, chosen));
+    compare_choice(&a, k, chosen);
+    for (int n = 0; n < d.count; n++) ops->release(ops, d.blocks[n]);
+    free(q);
+    free(k);
+    free(chosen);
 }

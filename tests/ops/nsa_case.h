@@ -88,8 +88,12 @@ void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x);
 void nsa_free(struct nsa_arrays *x);
 /* Outputs (and gradients) from inputs by a table's operations; `parts`: NSA_…. */
 void nsa_run(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x, int parts);
-/* What other parts read, and the choice, which is then fed. */
+/* What other parts read, the outputs, and the choice, which is then fed. */
 void nsa_give(const struct nsa_case *row, const struct nsa_arrays *from, struct nsa_arrays *to);
+/* The choice of one head of width 1 whose scores are its keys, against a plain sort; query by query. levels: keys are
+ * that many whole numbers, so that equal ones tie exactly; 0: anything. */
+void nsa_check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
+                      int32_t select, int levels);
 /* Fails when outputs, gradients or what lies between differ by more than tolerance × the array's largest expected
  * element (at least 1). */
 void nsa_compare(const struct nsa_case *row, const char *what, const struct nsa_arrays *expected,

@@ -220,81 +220,6 @@ static void test_no_leak(void **state) {
 
 /* --- the choice --------------------------------------------------------------------------------------------------- */
 
-/* The choice from importance, by looking for the largest again and again. */
-static void sort_choice(const double *importance, int64_t own, int64_t select, int32_t *chosen) {
-    int64_t used = 0;
-    bool *taken;
-    CHECK_OK(memory_new((size_t)own + 1, sizeof *taken, "marks", &taken));
-    taken[0] = taken[own] = taken[own ? own - 1 : 0] = true;
-    for (int64_t b = 0; b <= own; b++) used += taken[b];
-    for (; used < select && used <= own; used++) {
-        int64_t best = -1;
-        for (int64_t b = 0; b <= own; b++)
-            if (!taken[b] && (best < 0 || importance[b] > importance[best])) best = b;
-        taken[best] = true;
-    }
-    used = 0;
-    for (int64_t b = 0; b <= own; b++)
-        if (taken[b]) chosen[used++] = (int32_t)b;
-    while (used < select) chosen[used++] = -1;
-    free(taken);
-}
-
-/* Heads of width 1. levels: keys are that many whole numbers, so that equal ones tie exactly; 0: anything. */
-static void check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
-                         int32_t select, int levels) {
-    const int64_t blocks = compressed_bound(length, compress, stride), numbers = length / block + 2;
-    double *q, *k, *sums, *importance;
-    void *real_q, *real_k;
-    int32_t *start, *chosen, *expected;
-    CHECK_OK(memory_new((size_t)length, sizeof *q, "q", &q));
-    CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k", &k));
-    CHECK_OK(memory_new((size_t)length, sizeof *q, "q as real", &real_q));
-    CHECK_OK(memory_new((size_t)blocks, sizeof *k, "k as real", &real_k));
-    CHECK_OK(memory_new((size_t)length, sizeof *sums, "log sums", &sums));
-    CHECK_OK(memory_new((size_t)numbers, sizeof *importance, "importance", &importance));
-    CHECK_OK(memory_new((size_t)length, sizeof *start, "starts", &start));
-    CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen));
-    CHECK_OK(memory_new((size_t)select, sizeof *expected, "choices", &expected));
-    for (int64_t t = 0; t < length; t++) q[t] = 1;
-    for (int64_t c = 0; c < blocks; c++)
-        k[c] = levels ? floor((case_draw(c, 3) + 1) * levels / 2) : 2 * case_draw(c, 3);
-    const struct compressed_attention a = {.q = tensor_4d(real_q, ops->real, 1, length, 1, 1),
-                                           .k = tensor_4d(real_k, ops->real, 1, blocks, 1, 1),
-                                           .start = tensor_2d(start, DTYPE_I32, 1, length),
-                                           .log_sums = tensor_3d(sums, ops->statistic, 1, 1, length),
-                                           .chosen = tensor_4d(chosen, DTYPE_I32, 1, length, 1, select),
-                                           .compress = compress,
-                                           .stride = stride,
-                                           .block = block,
-                                           .select = select,
-                                           .select_group = 1,
-                                           .scale = 1};
-    CHECK_OK(ops->copy(ops, tensor_4d(q, DTYPE_F64, 1, length, 1, 1), a.q));
-    CHECK_OK(ops->copy(ops, tensor_4d(k, DTYPE_F64, 1, blocks, 1, 1), a.k));
-    CHECK_OK(ops->compressed_attention(ops, &a));
-    for (int64_t i = 0; i < length; i++) {
-        memset(importance, 0, (size_t)numbers * sizeof *importance);
-        for (int64_t t = 0; t <= i; t++)
-            for (int64_t c = 0; t % stride == 0 && c < blocks && c * stride <= t; c++)
-                if (c * stride + compress > t && c * stride + compress - 1 <= i) importance[t / block] += exp(k[c]);
-        sort_choice(importance, i / block, select, expected);
-        if (memcmp(expected, chosen + i * select, (size_t)select * sizeof *expected) == 0) continue;
-        for (int32_t s = 0; s < select; s++) printf("  %d %d\n", expected[s], chosen[i * select + s]);
-        fail_msg("T=%lld l=%d d=%d l'=%d n=%d, query %lld: expected and found as above", (long long)length, compress,
-                 stride, block, select, (long long)i);
-    }
-    free(q);
-    free(k);
-    free(real_q);
-    free(real_k);
-    free(sums);
-    free(importance);
-    free(start);
-    free(chosen);
-    free(expected);
-}
-
 static void test_choice(void **state) {
     (void)state;
     static const struct {
@@ -302,19 +227,19 @@ static void test_choice(void **state) {
     } tables[] = {{"cpu-f64", NULL}, {"cpu", "base"}, {"cpu", "avx2"}, {"cpu", NULL}};
     for (size_t n = 0; n < sizeof tables / sizeof *tables; n++) {
         const struct ops *ops = open_table(tables[n].table, 2, tables[n].isa);
-        check_choice(ops, 700, 32, 16, 64, 4, 0);
-        check_choice(ops, 2000, 32, 16, 64, 16, 0);
-        check_choice(ops, 300, 2, 2, 2, 16, 0);
-        check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
-        check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
-        check_choice(ops, 300, 2, 2, 2, 19, 0); /* 16 chosen freely, as many as vectors have lanes; then more */
-        check_choice(ops, 300, 2, 2, 2, 20, 0);
-        check_choice(ops, 400, 2, 2, 2, 67, 0);
-        check_choice(ops, 400, 2, 2, 2, 68, 0);
-        check_choice(ops, 400, 2, 2, 2, 90, 40);
-        check_choice(ops, 400, 6, 2, 4, 5, 0);
-        check_choice(ops, 400, 4, 4, 20, 3, 0);
-        check_choice(ops, 500, 2, 1, 3, 40, 0);
+        nsa_check_choice(ops, 700, 32, 16, 64, 4, 0);
+        nsa_check_choice(ops, 2000, 32, 16, 64, 16, 0);
+        nsa_check_choice(ops, 300, 2, 2, 2, 16, 0);
+        nsa_check_choice(ops, 300, 2, 2, 2, 16, 3); /* many ties */
+        nsa_check_choice(ops, 300, 2, 2, 2, 20, 1); /* all equal */
+        nsa_check_choice(ops, 300, 2, 2, 2, 19, 0); /* 16 chosen freely, as many as vectors have lanes; then more */
+        nsa_check_choice(ops, 300, 2, 2, 2, 20, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 67, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 68, 0);
+        nsa_check_choice(ops, 400, 2, 2, 2, 90, 40);
+        nsa_check_choice(ops, 400, 6, 2, 4, 5, 0);
+        nsa_check_choice(ops, 400, 4, 4, 20, 3, 0);
+        nsa_check_choice(ops, 500, 2, 1, 3, 40, 0);
         ops->close(ops);
     }
 }

@@ -107,6 +107,13 @@ inline double atomicAdd(double *at, double value) {
     return simt_exchange_add(at, value);
 }
 
+inline unsigned atomicOr(unsigned *at, unsigned value) {
+    simt_atomic();
+    const unsigned before = *at;
+    *at = before | value;
+    return before;
+}
+
 void *simt_static_shared(const void *key, size_t size);
 void *simt_dynamic_shared();
 

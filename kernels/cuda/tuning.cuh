@@ -1,0 +1,27 @@
+/* Kernels that come in several forms, that is sizes of tiles, and which form serves a shape. A table that is empty
+ * until somebody has measured: form 0 is right everywhere. Knows no kernel. */
+#ifndef SQUINT_KERNELS_CUDA_TUNING_CUH
+#define SQUINT_KERNELS_CUDA_TUNING_CUH
+
+#include "kernels/cuda/device.cuh"
+
+#include <type_traits>
+
+enum tuned_kernel { TUNED_FORWARD = 0, TUNED_ROWS, TUNED_KEYS, TUNED_KERNELS };
+constexpr int tuned_forms = 3;
+
+/* The form of `kernel` for heads of `width` and sequences of `length` tokens. */
+int tuning_form(const struct ops *ops, tuned_kernel kernel, int64_t width, int64_t length);
+
+/* body(std::integral_constant<int, form>{}). Only bf16 with padded widths D of 64 and 128 has more than one form. */
+template <class T, int D, class Body>
+enum status with_form(const struct ops *ops, tuned_kernel kernel, int64_t width, int64_t length, Body body) {
+    if constexpr (std::is_same_v<T, bf16> && D <= 128) {
+        const int form = tuning_form(ops, kernel, width, length);
+        if (form == 1) return body(std::integral_constant<int, 1>{});
+        if (form == 2) return body(std::integral_constant<int, 2>{});
+    }
+    return body(std::integral_constant<int, 0>{});
+}
+
+#endif

@@ -1,0 +1,25 @@
+/* Linear attention of a GPU's table against the CPU's oracle, in fp32 and in bf16: what tests/simt executes on the host
+ * and tests/gpu on a GPU.
+ *
+ * Tolerances, of an array's largest element. fp32: 1e-4, as between chunks of the CPU's fp32. bf16, u = 2^-8: the
+ * oracle gets the rounded inputs. */
+#ifndef SQUINT_TESTS_OPS_LINEAR_DEVICE_H
+#define SQUINT_TESTS_OPS_LINEAR_DEVICE_H
+
+#include "tests/ops/linear_case.h"
+
+#define LINEAR_F32  1e-4
+#define LINEAR_BF16 0x1p-5
+
+/* Lengths, widths and maps around the tiles' edges; documents, windows and segments (chunk) that cut across them. */
+extern const struct linear_case linear_device_cases[];
+extern const int linear_device_case_count;
+
+/* A table by name, one thread. */
+const struct ops *linear_device_table(const char *name, bool deterministic);
+/* One row on a table, compared with the oracle. */
+void linear_device_row(const struct ops *ops, const struct ops *oracle, const struct linear_case *row, bool backward);
+/* Every token of a row decoded, compared with the oracle's parallel pass. */
+void linear_device_decode(const struct ops *ops, const struct ops *oracle, const struct linear_case *row);
+
+#endif
