@@ -19,9 +19,10 @@ static inline bool gpu_quick(void) {
 bool gpu_chose(const char *case_name);
 
 /* Groups of tests; they return how many failed. */
-int gpu_test_ops(void);       /* every operation against the fp64 oracle */
-int gpu_test_attention(void); /* attention and its decoding against the naive reference */
-int gpu_test_repeat(void);    /* deterministic: the same bits again */
-int gpu_test_model(void);     /* the exactness ladder of whole models */
+int gpu_test_ops(void);        /* every operation against the fp64 oracle */
+int gpu_test_attention(void);  /* attention and its decoding against the naive reference */
+int gpu_test_compressed(void); /* the compressed branch of kind nsa against the fp64 oracle */
+int gpu_test_repeat(void);     /* deterministic: the same bits again */
+int gpu_test_model(void);      /* the exactness ladder of whole models */
 
 #endif
