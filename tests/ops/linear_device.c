@@ -57,6 +57,18 @@ static void check_log_sums(const struct linear_case *row, const struct linear_ar
     }
 }
 
+static void tell(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *x,
+                 const struct linear_arrays *y) {
+    for (int n = 0; getenv("LINEAR_TELL") && n < LINEAR_INPUTS; n++) {
+        double worst = 0, largest = 0.2;
+        for (int64_t i = 0; i < x->counts[n]; i++) {
+            worst = fmax(worst, fabs(x->gradient[n][i] - y->gradient[n][i]));
+            largest = fmax(largest, fabs(x->gradient[n][i]));
+        }
+        printf("%s %s %s %.2e\n", ops->name, row->name, linear_names[n], worst / largest);
+    }
+}
+
 void linear_device_row(const struct ops *ops, const struct ops *oracle, const struct linear_case *row, bool backward) {
     struct linear_arrays expected, found;
     const double tolerance = ops->real == DTYPE_BF16 ? LINEAR_BF16 : LINEAR_F32;
@@ -64,16 +76,27 @@ void linear_device_row(const struct ops *ops, const struct ops *oracle, const st
     fill(ops, row, &found);
     linear_run(oracle, row, &expected, backward);
     linear_run(ops, row, &found, backward);
-    for (int n = 0; getenv("LINEAR_TELL") && n < LINEAR_INPUTS; n++) {
-        double worst = 0, largest = 0.2;
-        for (int64_t i = 0; i < expected.counts[n]; i++) {
-            worst = fmax(worst, fabs(expected.gradient[n][i] - found.gradient[n][i]));
-            largest = fmax(largest, fabs(expected.gradient[n][i]));
-        }
-        printf("%s %s %s %.2e\n", ops->name, row->name, linear_names[n], worst / largest);
-    }
+    tell(ops, row, &expected, &found);
     check_log_sums(row, &expected, &found, tolerance);
     linear_compare(row, ops->name, &expected, &found, backward, tolerance);
+    linear_free(&expected);
+    linear_free(&found);
+}
+
+void linear_device_weights(const struct ops *ops, const struct ops *oracle, const struct linear_case *row) {
+    struct linear_arrays expected, found;
+    const double tolerance = ops->real == DTYPE_BF16 ? LINEAR_BF16 : LINEAR_F32;
+    struct linear_weights_run exact = {.weight = 1.25, .gradient_scale = 0.75, .gradients = true}, run = exact;
+    fill(ops, row, &expected);
+    fill(ops, row, &found);
+    exact.loss = run.loss = 3; /* what was there stays */
+    linear_run_weights(oracle, row, &expected, &exact);
+    linear_run_weights(ops, row, &found, &run);
+    tell(ops, row, &expected, &found);
+    if (getenv("LINEAR_TELL")) printf("loss %.9g %.9g\n", exact.loss, run.loss);
+    if (!(fabs(exact.loss - run.loss) <= tolerance * fmax(0.1, fabs(exact.loss))))
+        fail_msg("%s, %s: loss: expected %.9g, found %.9g", row->name, ops->name, exact.loss, run.loss);
+    linear_compare(row, ops->name, &expected, &found, true, tolerance);
     linear_free(&expected);
     linear_free(&found);
 }

@@ -9,7 +9,7 @@
 #include "tests/ops/linear_case.h"
 
 #define LINEAR_F32  1e-4
-#define LINEAR_BF16 0x1p-5
+#define LINEAR_BF16 0x1p-2
 
 /* Lengths, widths and maps around the tiles' edges; documents, windows and segments (chunk) that cut across them. */
 extern const struct linear_case linear_device_cases[];
@@ -19,6 +19,8 @@ extern const int linear_device_case_count;
 const struct ops *linear_device_table(const char *name, bool deterministic);
 /* One row on a table, compared with the oracle. */
 void linear_device_row(const struct ops *ops, const struct ops *oracle, const struct linear_case *row, bool backward);
+/* The implied weights' divergence from a teacher's, and its gradients, compared with the oracle. */
+void linear_device_weights(const struct ops *ops, const struct ops *oracle, const struct linear_case *row);
 /* Every token of a row decoded, compared with the oracle's parallel pass. */
 void linear_device_decode(const struct ops *ops, const struct ops *oracle, const struct linear_case *row);
 

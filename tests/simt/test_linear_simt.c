@@ -31,6 +31,26 @@ static void test_table_bf16(void **state) {
     run_table("cuda");
 }
 
+static void run_weights(const char *name) {
+    const struct ops *ops = linear_device_table(name, true), *oracle = linear_device_table("cpu-f64", true);
+    for (int n = 0; n < linear_device_case_count; n++) {
+        const struct linear_case *row = &linear_device_cases[n];
+        if (!is_chosen(row) || row->near_only || row->length > 150) continue;
+        simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
+        linear_device_weights(ops, oracle, row);
+    }
+    ops->close(ops);
+    oracle->close(oracle);
+}
+static void test_weights_f32(void **state) {
+    (void)state;
+    run_weights("cuda-f32");
+}
+static void test_weights_bf16(void **state) {
+    (void)state;
+    run_weights("cuda");
+}
+
 static void run_decode(const char *name) {
     const struct ops *ops = linear_device_table(name, true), *oracle = linear_device_table("cpu-f64", true);
     for (int n = 0; n < linear_device_case_count; n++) {
@@ -54,7 +74,8 @@ static void test_decode_bf16(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) chosen = argv[2];
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table_f32), cmocka_unit_test(test_table_bf16),
-                                       cmocka_unit_test(test_decode_f32), cmocka_unit_test(test_decode_bf16)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_table_f32),   cmocka_unit_test(test_table_bf16),
+                                       cmocka_unit_test(test_weights_f32), cmocka_unit_test(test_weights_bf16),
+                                       cmocka_unit_test(test_decode_f32),  cmocka_unit_test(test_decode_bf16)};
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
