@@ -22,6 +22,7 @@ bool gpu_chose(const char *case_name);
 int gpu_test_ops(void);        /* every operation against the fp64 oracle */
 int gpu_test_attention(void);  /* attention and its decoding against the naive reference */
 int gpu_test_compressed(void); /* the compressed branch of kind nsa against the fp64 oracle */
+int gpu_test_blocks(void);     /* attention to chosen blocks of kind nsa, learning to choose, against the fp64 oracle */
 int gpu_test_repeat(void);     /* deterministic: the same bits again */
 int gpu_test_model(void);      /* the exactness ladder of whole models */
 

@@ -1,5 +1,6 @@
-/* test_gpu ops|attention|compressed|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the
- * cases that start so. test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
+/* test_gpu ops|attention|compressed|blocks|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU;
+ * NAME: the cases that start so. test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is
+ * usable. */
 #include "gpu/gpu.h"
 
 #include "kernels/ops.h"
@@ -26,6 +27,7 @@ static const struct {
               {"ops", gpu_test_ops},
               {"attention", gpu_test_attention},
               {"compressed", gpu_test_compressed},
+              {"blocks", gpu_test_blocks},
               {"repeat", gpu_test_repeat},
               {"model", gpu_test_model}};
 
@@ -55,6 +57,6 @@ int main(int argc, char **argv) {
     }
     for (size_t g = 0; argc > 1 && g < sizeof groups / sizeof *groups; g++)
         if (strcmp(argv[1], groups[g].name) == 0) return run_group(groups[g].run);
-    fprintf(stderr, "usage: test_gpu device|ops|attention|compressed|repeat|model [--quick] [NAME]\n");
+    fprintf(stderr, "usage: test_gpu device|ops|attention|compressed|blocks|repeat|model [--quick] [NAME]\n");
     return 2;
 }
