@@ -253,7 +253,7 @@ struct compressed_decode {
  * q, o [B,T,H,D], k, v [B,T,G,D]: real, any strides with a dense last dimension. chosen [B,T,S,n] I32 or none (then window
  * >= 1): block numbers in the query's document that hold a token <= i, strictly ascending, then −1; S divides H, head h
  * reads list h/(H/S). window 0: chosen blocks alone. log_sums [B,H,T] f32 statistics; a query without a token: o = 0, −inf.
- * STATUS_SHAPE names a list that holds anything else. */
+ * STATUS_SHAPE names a list that holds anything else; a GPU takes a number of no such block as absent. */
 struct block_attention {
     struct tensor q, k, v, start, chosen, o, log_sums;
     int32_t block, window;
