@@ -21,6 +21,7 @@ bool gpu_chose(const char *case_name);
 /* Groups of tests; they return how many failed. */
 int gpu_test_ops(void);       /* every operation against the fp64 oracle */
 int gpu_test_attention(void); /* attention and its decoding against the naive reference */
+int gpu_test_tokens(void);    /* attention to single tokens, learning where to look */
 int gpu_test_repeat(void);    /* deterministic: the same bits again */
 int gpu_test_model(void);     /* the exactness ladder of whole models */
 
