@@ -227,7 +227,8 @@ struct block_compress_backward {
  * q, o [B,T,H,D]; k, v [B,Nb,G,D]: real, any strides with a dense last dimension; head h reads key head h/(H/G). o (with v) may
  * be none. log_sums [B,H,T] f32 statistics: log Σ_c e^score, −inf where none is visible. chosen [B,T,H/select_group,select] I32
  * or none: block numbers in the query's document, ascending, then −1. select_group heads choose together; it divides H, and
- * is a divisor or a multiple of H/G. select: 3 or more. Scores of a few rows at a time: never T×Nb in memory. */
+ * is a divisor or a multiple of H/G. select: 3 or more. Scores of a few rows at a time: never T×Nb in memory. A GPU refuses to choose where a
+ * compressed block can lie in more than 64 selection blocks (STATUS_SHAPE). */
 struct compressed_attention {
     struct tensor q, k, v, start, o, log_sums, chosen;
     int32_t compress, stride, block, select, select_group;
@@ -241,7 +242,7 @@ struct compressed_attention_backward {
 };
 /* The same of one query a sequence, against cached compressed blocks. q [B,H,D], o [B,H,D] or none (strided rows of heads
  * allowed); k, v [B,S,G,D]; places [B,3] I32: slot of the document's first block, how many are visible, the query's index in its
- * document. chosen [B,H/select_group,select] I32 or none. */
+ * document; STATUS_SHAPE names those that are not in the cache or not visible (a GPU takes such blocks as absent). chosen [B,H/select_group,select] I32 or none. */
 struct compressed_decode {
     struct tensor q, k, v, places, o, chosen;
     int32_t compress, stride, block, select, select_group;
@@ -337,7 +338,8 @@ struct index_select {
 };
 /* The same of one query a sequence against cached index keys, LEARNED. r [B,S·J,E], a [B,S·J]: strided rows of heads allowed;
  * u [B,Z,S·K,E] of Z slots, pooled [B,Zb,2·S·K,E] or none. places [B,3] I32: slot of the document's first token, slot of its first pooled block,
- * the query's index in its document; blocks that are whole are in the cache. chosen [B,S,n] I32: slots, ascending, then −1. */
+ * the query's index in its document; blocks that are whole are in the cache. chosen [B,S,n] I32: slots, ascending, then −1.
+ * STATUS_SHAPE where places lie outside of the caches; a GPU chooses no token there. */
 struct index_decode {
     struct tensor r, u, a, pooled, places, chosen;
     const int32_t *counts;

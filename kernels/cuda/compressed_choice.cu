@@ -294,7 +294,8 @@ __device__ void choose_tile(const choice_arguments &a, const choice_memory<S> &m
 }
 
 /* A block takes places blockIdx.x, + gridDim.x, …: later queries, which see more, come first. */
-template <class S> __global__ void __launch_bounds__(S::threads) choose_blocks(choice_arguments a) {
+template <class S>
+__global__ void __launch_bounds__(S::threads, S::threads == 64 ? 4 : 3) choose_blocks(choice_arguments a) {
     const choice_memory<S> memory(shared_memory(), a);
     for (int64_t n = blockIdx.x; n < a.tiles * a.pairs; n += gridDim.x) {
         const int64_t pair = n % a.pairs, tile = a.tiles - 1 - n / a.pairs;

@@ -36,7 +36,7 @@ __device__ int inside_before(const inside_tokens &tokens, int count, int low) {
     return from;
 }
 
-template <class S> __global__ void __launch_bounds__(S::threads) choose_inside(inside_arguments g) {
+template <class S> __global__ void __launch_bounds__(S::threads, 4) choose_inside(inside_arguments g) {
     const index_problem &p = g.p;
     SHARED(choose_memory<S::threads>, memory, [1]);
     shared_cutter cutter = {shared_memory()};

@@ -6,5 +6,4 @@
         (void)arguments;                                                                                               \
         return error_set(STATUS_USAGE, #operation ": no form on %s; use --device cpu", ops->name);                     \
     }
-UNAVAILABLE(linear_attention_backward)
 UNAVAILABLE(linear_attention_weights)

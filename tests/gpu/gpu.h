@@ -19,10 +19,14 @@ static inline bool gpu_quick(void) {
 bool gpu_chose(const char *case_name);
 
 /* Groups of tests; they return how many failed. */
-int gpu_test_ops(void);       /* every operation against the fp64 oracle */
-int gpu_test_attention(void); /* attention and its decoding against the naive reference */
-int gpu_test_tokens(void);    /* attention to single tokens, learning where to look */
-int gpu_test_repeat(void);    /* deterministic: the same bits again */
-int gpu_test_model(void);     /* the exactness ladder of whole models */
+int gpu_test_ops(void);        /* every operation against the fp64 oracle */
+int gpu_test_attention(void);  /* attention and its decoding against the naive reference */
+int gpu_test_linear(void);     /* linear attention, its weights and its decoding */
+int gpu_test_compressed(void); /* nsa's compressed branch, and the choice of blocks */
+int gpu_test_blocks(void);     /* nsa's chosen blocks, and learning to choose */
+int gpu_test_choice(void);     /* the indexer's choice and its decoding */
+int gpu_test_tokens(void);     /* attention to single tokens, and learning where to look */
+int gpu_test_repeat(void);     /* deterministic: the same bits again */
+int gpu_test_model(void);      /* the exactness ladder of whole models */
 
 #endif

@@ -71,7 +71,7 @@ if [ $code != 0 ]; then exit $code; fi
 
 parity() {
     local group
-    for group in ops attention tokens repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
+    for group in ops attention linear compressed blocks choice tokens repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
     # $SQUINT_DATA: a folder with the trained model stories260K and its golden.json; without it the random models of transformers alone.
     SQUINT=$squint SQUINT_SOURCE=$here SQUINT_OPTIONS=--device=cuda step parity-golden 600 "$tests/test_golden_commands"
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh
@@ -87,7 +87,7 @@ sanitize() {
     fi
     for tool in memcheck racecheck; do
         under="$sanitizer --tool $tool --error-exitcode 9 --print-limit 20"
-        for group in ops attention; do
+        for group in ops attention linear compressed blocks choice tokens; do
             # shellcheck disable=SC2086
             if [ -x libexec/test_gpu ]; then # the bundle's script finds the libraries and starts the program under the tool
                 SQUINT_UNDER=$under step "sanitize-$tool-$group" 1800 "$test_gpu" $group --quick

@@ -26,6 +26,7 @@ const struct index_case choice_rows[] = {
     {"T 129, two levels, blocks of one", 1, 129, 2, 1, 8, 2, 2, 1, 4, 6, 3, 1, 1, 9, 0, {31}, false, 1},
     {"T 129, repeated", 1, 129, 2, 1, 8, 1, 4, 1, 4, 9, 10, 2, 4, 2, 0, {40}, true, 1},
     {"T 400, several digits", 1, 400, 1, 1, 8, 1, 2, 1, 16, 40, 3, 1, 0, 0, 0, {0}, false, 1},
+    {"T 330, repeated, all digits", 1, 330, 1, 1, 8, 1, 1, 1, 4, 40, 3, 1, 0, 0, 0, {0}, true, 1},
     {"T 330, a row of many blocks", 1, 330, 1, 1, 8, 1, 2, 1, 4, 30, 1, 0, 1, 300, 0, {0}, false, 1},
 };
 const int choice_row_count = sizeof choice_rows / sizeof *choice_rows;

@@ -14,9 +14,9 @@
 const struct nsa_case compressed_shapes[] = {
     {"T 63, D 7, unaligned", 2, 63, 3, 1, 7, 4, 2, 4, 5, 4, 1, false, {20}, false},
     {"T 65, D 64", 1, 65, 4, 2, 64, 2, 1, 2, 6, 4, 2, false, {0}, false},
-    {"T 129, D 128, MQA", 1, 129, 4, 1, 128, 2, 1, 3, 7, 4, 2, false, {0}, false},
-    {"T 130, D 200, documents", 2, 130, 2, 2, 200, 2, 1, 4, 4, 4, 2, false, {1, 2, 70}, false},
-    {"T 140, D 256", 1, 140, 2, 1, 256, 4, 2, 4, 5, 4, 2, false, {0}, false},
+    {"T 97, D 128, MQA", 1, 97, 4, 1, 128, 2, 1, 3, 7, 4, 2, false, {0}, false},
+    {"T 70, D 200, documents", 2, 70, 2, 2, 200, 2, 1, 4, 4, 4, 2, false, {1, 2, 35}, false},
+    {"T 75, D 256", 1, 75, 2, 1, 256, 4, 2, 4, 5, 4, 2, false, {0}, false},
     /* A selection block over several tiles; compressed blocks over many selection blocks. */
     {"T 360, wide selection blocks", 1, 360, 2, 1, 8, 2, 1, 70, 4, 4, 1, false, {0}, false},
     {"T 200, wide compressed blocks", 1, 200, 2, 2, 8, 40, 1, 3, 9, 4, 2, false, {90}, false},

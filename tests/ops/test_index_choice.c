@@ -3,6 +3,7 @@
  * tie. */
 #include "base/memory.h"
 #include "ops/case_arrays.h"
+#include "ops/choice_device.h"
 #include "ops/index_case.h"
 #include "support/check.h"
 
@@ -34,32 +35,6 @@ static const struct index_case rows[] = {
     {"two levels, fewer blocks than n", 1, 200, 2, 1, 4, 1, 2, 1, 4, 50, 4, 2, 8, 2, 0, {120}, false, 1},
 };
 enum { ROWS = sizeof rows / sizeof *rows };
-
-/* What is put into the inputs: few numbers; few with zeros of either sign; what is no number among keys, weights, both.
- */
-enum way { WAY_FEW = 0, WAY_ZEROS, WAY_KEYS, WAY_WEIGHTS, WAY_QUERIES, WAYS };
-static const char *const way_names[WAYS] = {"few scores", "zeros", "keys are no numbers", "weights are no numbers",
-                                            "queries are no numbers"};
-
-static void put(const struct index_case *row, struct index_arrays *x, enum way way) {
-    for (int64_t i = 0; i < index_count(row, INPUT_R); i++) x->inputs[INPUT_R][i] = floor(1.5 * case_draw(i, 40) + 0.5);
-    for (int64_t i = 0; i < index_count(row, INPUT_U); i++) x->inputs[INPUT_U][i] = floor(2 * case_draw(i, 41) + 0.5);
-    for (int64_t i = 0; i < index_count(row, INPUT_A); i++)
-        x->inputs[INPUT_A][i] = floor(4 * case_draw(i, 42) + 0.25) / 2;
-    if (way == WAY_ZEROS) {
-        static const double zeros[] = {0, -0.0, -1, 0, -0.0, 1, -0.0, 0};
-        for (int n = INPUT_R; n <= INPUT_A; n++)
-            for (int64_t i = 0; i < index_count(row, n); i++)
-                x->inputs[n][i] = zeros[(int)(4 * (case_draw(i, 43 + n) + 1))];
-    }
-    const enum input spoilt = way == WAY_KEYS ? INPUT_U : way == WAY_WEIGHTS ? INPUT_A : INPUT_R;
-    for (int64_t i = 0; way >= WAY_KEYS && i < index_count(row, spoilt); i++) {
-        const double draw = case_draw(i, 50);
-        const double each = way == WAY_KEYS ? 0.1 : 0.02;
-        if (draw < -1 + each) x->inputs[spoilt][i] = (double)NAN;
-        if (draw > 1 - each && way != WAY_KEYS) x->inputs[spoilt][i] = -(double)NAN;
-    }
-}
 
 /* --- the plain choice --------------------------------------------------------------------------------------------- */
 
@@ -169,17 +144,17 @@ static int32_t *plain_choice(const struct index_case *row, const struct index_ar
     return chosen;
 }
 
-static void check_way(enum way way) {
+static void check_way(enum choice_way way) {
     for (int n = 0; n < ROWS; n++) {
         const struct index_case *row = &rows[n];
         struct index_arrays x;
         index_fill(row, &x);
-        put(row, &x, way);
+        choice_put(row, &x, way);
         int32_t *expected = plain_choice(row, &x);
         for (int t = 0; t < TABLES; t++) {
             const struct ops *ops = index_open(tables[t].table, 2, tables[t].isa);
             index_choose(ops, row, &x, INDEX_LEARNED, 0);
-            index_expect_choice(row, way_names[way], expected, x.chosen, index_chosen_count(row));
+            index_expect_choice(row, choice_way_names[way], expected, x.chosen, index_chosen_count(row));
             ops->close(ops);
         }
         free(expected);
@@ -240,8 +215,8 @@ static void test_all_blocks(void **state) {
                 two.coarse_blocks = (int32_t)two.length;
                 index_fill(&one, &x);
                 index_fill(&two, &y);
-                if (few) put(&one, &x, WAY_FEW);
-                if (few) put(&two, &y, WAY_FEW);
+                if (few) choice_put(&one, &x, WAY_FEW);
+                if (few) choice_put(&two, &y, WAY_FEW);
                 index_choose(ops, &one, &x, INDEX_LEARNED, 0);
                 index_choose(ops, &two, &y, INDEX_LEARNED, 0);
                 index_expect_choice(&one, "all blocks", x.chosen, y.chosen, index_chosen_count(&one));
@@ -332,7 +307,7 @@ static void test_random(void **state) {
         struct index_arrays x, y;
         index_fill(&row, &x);
         index_fill(&row, &y);
-        put(&row, &y, WAY_KEYS);
+        choice_put(&row, &y, WAY_KEYS);
         index_choose(ops, &row, &x, INDEX_RANDOM, 7);
         index_choose(threads, &row, &y, INDEX_RANDOM, 7);
         index_expect_choice(&row, "same seed, other scores", x.chosen, y.chosen, index_chosen_count(&row));

@@ -50,6 +50,14 @@ static void test_backward_bf16(void **state) {
     (void)state;
     run_table("cuda", NSA_FINE | NSA_BACKWARD);
 }
+static void test_mass_f32(void **state) {
+    (void)state;
+    run_table("cuda-f32", NSA_MASS | NSA_BACKWARD);
+}
+static void test_mass_bf16(void **state) {
+    (void)state;
+    run_table("cuda", NSA_MASS | NSA_BACKWARD);
+}
 
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
@@ -59,6 +67,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_forward_bf16),
         cmocka_unit_test(test_backward_f32),
         cmocka_unit_test(test_backward_bf16),
+        cmocka_unit_test(test_mass_f32),
+        cmocka_unit_test(test_mass_bf16),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }

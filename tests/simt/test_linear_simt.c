@@ -17,7 +17,7 @@ static void run_table(const char *name) {
     for (int n = 0; n < linear_device_case_count; n++) {
         if (!is_chosen(&linear_device_cases[n])) continue;
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
-        linear_device_row(ops, oracle, &linear_device_cases[n], false);
+        linear_device_row(ops, oracle, &linear_device_cases[n], true);
     }
     ops->close(ops);
     oracle->close(oracle);
