@@ -349,7 +349,8 @@ struct index_decode {
 /* o_i = softmax attention of i to its window, its sinks and its chosen tokens, each once.
  * q, o [B,T,H,D], k, v [B,T,G,D]: real, any strides with a dense last dimension. chosen [B,T,S,n] as above, or none.
  * log_sums [B,H,T] f32 statistics: log Σ_j e^{scale·q_i·k_j}. window: 1 or more. STATUS_SHAPE names a list that holds anything else than
- * ascending tokens between sinks and window, then −1. */
+ * ascending tokens between sinks and window, then −1. A GPU does not look: it takes what is no token up to i of the document
+ * as absent, and of a list out of order it may miss some. */
 struct token_attention {
     struct tensor q, k, v, start, chosen, o, log_sums;
     int32_t window, sinks;

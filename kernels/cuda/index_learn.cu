@@ -73,7 +73,7 @@ __device__ void store_sums(const learn_problem &p, rows_pass pass, const row_sta
         sum += pass != PASS_SUMS ? part.y : part.x == -INFINITY ? 0.0f : part.y * exp2_quick(part.x - most);
     }
     float *to = pass == PASS_SUMS ? p.score_sums : pass == PASS_LOSSES ? p.losses : p.hits;
-    to[pair * p.sets.length + first + row] = pass == PASS_SUMS ? (most + log2f(sum)) * log_of_2 : sum;
+    to[pair * p.sets.length + first + row] = pass == PASS_SUMS ? natural_log_sum(most, sum) : sum;
 }
 
 /* A block: learn_own queries of one list. */

@@ -25,25 +25,12 @@ __device__ void take_scores(float (&scores)[S::tiles][S::groups][4], const unsig
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = tile * 16 + 8 * half + lane_row();
-            float most = running.most[tile][half];
 #pragma unroll
             for (int n = 0; n < 2 * S::groups; n++) {
                 float &score = scores[tile][n / 2][2 * half + n % 2];
                 score = words[n / 2][n % 2] >> row & 1 ? score * scale : -INFINITY;
-                most = fmaxf(most, score);
             }
-            most = quad_max(most);
-            const float reference = most == -INFINITY ? 0.0f : most;
-            factor[tile][half] = exp2_quick(running.most[tile][half] - reference);
-            running.most[tile][half] = most;
-            float sum = running.sum[tile][half] * factor[tile][half];
-#pragma unroll
-            for (int n = 0; n < 2 * S::groups; n++) {
-                float &score = scores[tile][n / 2][2 * half + n % 2];
-                score = exp2_quick(score - reference);
-                sum += score;
-            }
-            running.sum[tile][half] = sum;
+            factor[tile][half] = take_row(scores[tile], half, running.most[tile][half], running.sum[tile][half]);
         }
 }
 
@@ -79,7 +66,7 @@ __device__ void join_warps(const token_problem &p, const running_rows<S> &runnin
         for (int w = 0; w < S::warps; w++) sum += parts[w * R + row].y * exp2_quick(parts[w * R + row].x - reference);
         factor[n / 2][n % 2] = sum == 0.0f ? 0.0f : exp2_quick(running.most[n / 2][n % 2] - reference) / sum;
         if (warp_number() == 0 && threadIdx.x % 4 == 0 && first + row < p.sets.length)
-            p.log_sums[pair * p.sets.length + first + row] = (most + log2f(sum)) * log_of_2;
+            p.log_sums[pair * p.sets.length + first + row] = natural_log_sum(most, sum);
     }
 }
 

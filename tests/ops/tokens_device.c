@@ -17,9 +17,11 @@ const struct index_case tokens_shapes[] = {
     {"T 65, D 128", 1, 65, 2, 1, 128, 1, 2, 1, 64, 20, 5, 3, 0, 0, 0, {0}, false, 1},
     {"T 129, D 64", 1, 129, 4, 2, 64, 4, 2, 2, 32, 30, 17, 2, 0, 0, 4, {0}, false, 1},
     {"T 129, D 200, documents", 1, 129, 2, 2, 200, 1, 4, 1, 32, 12, 8, 4, 0, 0, 0, {1, 2, 34, 100}, false, 1},
+    {"T 33, many index heads", 1, 33, 2, 1, 16, 1, 12, 12, 64, 3, 4, 1, 0, 0, 0, {0}, false, 1},
+    {"T 129, far apart", 1, 129, 2, 1, 8, 2, 2, 1, 4, 9, 3, 1, 0, 0, 0, {31}, false, 60},
     {"T 390, few of many", 1, 390, 1, 1, 16, 1, 1, 1, 8, 1, 2, 1, 0, 0, 0, {170, 171, 333}, false, 1},
     /* Walks of keys that are cut into pieces: sinks; a key that all queries of one list choose and none of another. */
-    {"T 600, sinks in pieces", 1, 600, 1, 1, 8, 1, 1, 1, 8, 1, 3, 1, 0, 0, 0, {0}, false, 1},
+    {"T 1100, sinks in pieces", 1, 1100, 1, 1, 8, 1, 1, 1, 8, 2, 3, 1, 0, 0, 0, {0}, false, 1},
     {"T 600, one key for all", 1, 600, 2, 1, 8, 2, 1, 1, 8, 1, 2, 0, 0, 0, 1, {0}, true, 1},
 };
 const int tokens_shape_count = sizeof tokens_shapes / sizeof *tokens_shapes;
