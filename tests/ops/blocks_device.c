@@ -65,8 +65,7 @@ void device_blocks_fill(const struct ops *ops, const struct nsa_case *row, struc
 }
 
 static void compare(const struct ops *ops, const struct nsa_case *row, const char *name, const double *expected,
-                    const double *found, int64_t count) {
-    const double tolerance = ops->real == DTYPE_BF16 ? BLOCKS_BF16 : BLOCKS_F32;
+                    const double *found, int64_t count, double tolerance) {
     double most = 0.1; /* gradients that are 0 but for rounding */
     for (int64_t n = 0; n < count; n++) most = fmax(most, fabs(expected[n]));
     for (int64_t n = 0; n < count; n++)
@@ -76,16 +75,18 @@ static void compare(const struct ops *ops, const struct nsa_case *row, const cha
 }
 
 void device_blocks(const struct ops *ops, const struct nsa_case *row, int parts) {
+    const double tolerance = ops->real == DTYPE_BF16 ? BLOCKS_BF16 : BLOCKS_F32;
     struct nsa_arrays x[2];
     device_blocks_fill(ops, row, x, 2);
     run_oracle(row, &x[0], parts);
     nsa_run(ops, row, &x[1], parts);
     for (int n = 0; n < NSA_BETWEENS; n++)
         if (n == NSA_D_COMPRESSED_K || n > NSA_BRANCH)
-            compare(ops, row, nsa_between_names[n], x[0].between[n], x[1].between[n], nsa_between_count(row, n));
+            compare(ops, row, nsa_between_names[n], x[0].between[n], x[1].between[n], nsa_between_count(row, n),
+                    tolerance);
     compare(ops, row, nsa_output_names[NSA_LOSSES], x[0].outputs[NSA_LOSSES], x[1].outputs[NSA_LOSSES],
-            nsa_output_count(row, NSA_LOSSES));
+            nsa_output_count(row, NSA_LOSSES), BLOCKS_F32);
     for (int n = NSA_Q; parts & NSA_BACKWARD && n <= NSA_V; n++)
-        compare(ops, row, nsa_input_names[n], x[0].gradients[n], x[1].gradients[n], nsa_count(row, n));
+        compare(ops, row, nsa_input_names[n], x[0].gradients[n], x[1].gradients[n], nsa_count(row, n), tolerance);
     for (int n = 0; n < 2; n++) nsa_free(&x[n]);
 }
