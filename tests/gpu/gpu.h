@@ -21,6 +21,7 @@ bool gpu_chose(const char *case_name);
 /* Groups of tests; they return how many failed. */
 int gpu_test_ops(void);       /* every operation against the fp64 oracle */
 int gpu_test_attention(void); /* attention and its decoding against the naive reference */
+int gpu_test_linear(void);    /* linear attention against the oracle */
 int gpu_test_repeat(void);    /* deterministic: the same bits again */
 int gpu_test_model(void);     /* the exactness ladder of whole models */
 

@@ -1,5 +1,5 @@
-/* test_gpu ops|attention|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the cases that
- * start so. test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
+/* test_gpu ops|attention|linear|repeat|model [--quick] [NAME]: one group of tests on this machine's GPU; NAME: the
+ * cases that start so. test_gpu device: what the GPU is. Exit code 77, with the reason, when no GPU is usable. */
 #include "gpu/gpu.h"
 
 #include "kernels/ops.h"
@@ -22,11 +22,8 @@ static int no_tests(void) {
 static const struct {
     const char *name;
     int (*run)(void);
-} groups[] = {{"device", no_tests},
-              {"ops", gpu_test_ops},
-              {"attention", gpu_test_attention},
-              {"repeat", gpu_test_repeat},
-              {"model", gpu_test_model}};
+} groups[] = {{"device", no_tests},        {"ops", gpu_test_ops},       {"attention", gpu_test_attention},
+              {"linear", gpu_test_linear}, {"repeat", gpu_test_repeat}, {"model", gpu_test_model}};
 
 static int run_group(int (*run)(void)) {
     const struct ops *ops = NULL;
@@ -54,6 +51,6 @@ int main(int argc, char **argv) {
     }
     for (size_t g = 0; argc > 1 && g < sizeof groups / sizeof *groups; g++)
         if (strcmp(argv[1], groups[g].name) == 0) return run_group(groups[g].run);
-    fprintf(stderr, "usage: test_gpu device|ops|attention|repeat|model [--quick] [NAME]\n");
+    fprintf(stderr, "usage: test_gpu device|ops|attention|linear|repeat|model [--quick] [NAME]\n");
     return 2;
 }

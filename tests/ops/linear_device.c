@@ -17,6 +17,7 @@ const struct linear_case linear_device_cases[] = {
     {"exp, one map, window", 1, 140, 4, 2, 16, FEATURE_EXP, 32, 0, 33, .shared = true, .beta = true, .chunk = 64},
     {"exp, both directions", 2, 150, 2, 1, 8, FEATURE_EXP, 24, 0, 0, .cuts = {70}, .bidirectional = true, .chunk = 64},
     {"exp, repeated tokens", 1, 100, 2, 1, 8, FEATURE_EXP, 24, 0, 9, .repeated = true},
+    {"exp, three segments", 1, 230, 1, 1, 8, FEATURE_EXP, 24, 0, 0, .cuts = {20}, .magnitude = 3, .chunk = 64},
     {"hedgehog, T 31, D 48", 2, 31, 2, 2, 48, FEATURE_HEDGEHOG, 48, 0, 0, .cuts = {7}},
     {"hedgehog, T 33, D 64", 1, 33, 4, 1, 64, FEATURE_HEDGEHOG, 64, 0, 16, .beta = true, .cuts = {20}},
     {"hedgehog, T 400, window 64", 1, 400, 1, 1, 64, FEATURE_HEDGEHOG, 64, 0, 64, .cuts = {133}, .beta = true},
