@@ -144,6 +144,7 @@ struct features {
  * can hold, then o = 0.
  * near_only: earlier tokens have no weight, for an audit of what the window does alone; causal only.
  * chunk: tokens that are taken at once (0: the device's choice); it changes results by rounding only.
+ * A start that is neither its token nor its predecessor's: STATUS_SHAPE where the host reads it, else its predecessor's.
  * A query's exponents lose their own maximum, a key's its own maximum a_j, and the key is weighted by e^{a_j − P}, P the largest
  * a of the document's keys that the query's far part holds: no later token changes a bit of an output. Features are never stored: memory
  * beside the tensors is O(T·D) for each thread. */
