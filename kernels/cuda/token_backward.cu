@@ -96,27 +96,28 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_dq(token
     };
     float dq[S::tiles][S::width / 8][4];
     clear_sums(dq);
-    int at = 0, here = walk.next(&at);
-    if (here > 0) load(0, at, here);
-    copy_async_commit();
-    for (int stage = 0; here > 0; stage ^= 1) {
-        int after_at = 0;
+    int at = 0, here = 0; /* of the tile in hand */
+    for (int stage = 0;; stage ^= 1) {
+        int after_at;
         const int after = walk.next(&after_at);
         if (after > 0) load(stage ^ 1, after_at, after);
         copy_async_commit();
-        copy_async_wait<1>();
-        __syncwarp(); /* this tile is there for all lanes */
-        const T *tile = tiles + 2 * stage * size;
-        float scores[S::tiles][S::groups][4], d_weights[S::tiles][S::groups][4];
-        unsigned words[S::groups][2];
-        walk.words_of(words, at, here);
-        clear_sums(scores);
-        product::rows_by_rows(scores, left(queries), tile);
-        clear_sums(d_weights);
-        product::rows_by_rows(d_weights, left(d_outs), tile + size);
-        weigh_rows<S>(scores, d_weights, words, records, p.scale_log2);
-        product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(dq, scores, tile);
-        __syncwarp(); /* nobody reads it any more */
+        if (here > 0) {
+            copy_async_wait<1>();
+            __syncwarp(); /* this tile is there for all lanes */
+            const T *tile = tiles + 2 * stage * size;
+            float scores[S::tiles][S::groups][4], d_weights[S::tiles][S::groups][4];
+            unsigned words[S::groups][2];
+            walk.words_of(words, at, here);
+            clear_sums(scores);
+            product::rows_by_rows(scores, left(queries), tile);
+            clear_sums(d_weights);
+            product::rows_by_rows(d_weights, left(d_outs), tile + size);
+            weigh_rows<S>(scores, d_weights, words, records, p.scale_log2);
+            product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(dq, scores, tile);
+            __syncwarp(); /* nobody reads it any more */
+        }
+        if (after == 0) break;
         at = after_at;
         here = after;
     }

@@ -110,30 +110,31 @@ template <class S, bool VALUES> __global__ void __launch_bounds__(S::threads) at
         running.most[n / 2][n % 2] = -INFINITY;
         running.sum[n / 2][n % 2] = 0.0f;
     }
-    int at = 0, here = walk.next(&at);
-    if (here > 0) load(0, at, here);
-    copy_async_commit();
-    for (int stage = 0; here > 0; stage ^= 1) {
-        int after_at = 0;
+    int at = 0, here = 0; /* of the tile in hand */
+    for (int stage = 0;; stage ^= 1) {
+        int after_at;
         const int after = walk.next(&after_at);
         if (after > 0) load(stage ^ 1, after_at, after);
         copy_async_commit();
-        copy_async_wait<1>();
-        __syncwarp(); /* this tile is there for all lanes */
-        float scores[S::tiles][S::groups][4], factor[S::tiles][2];
-        unsigned words[S::groups][2];
-        walk.words_of(words, at, here);
-        clear_sums(scores);
-        product::rows_by_rows(scores, of_q, tiles + 2 * stage * size);
-        take_scores<S>(scores, words, p.scale_log2, running, factor);
-        if constexpr (VALUES) {
+        if (here > 0) {
+            copy_async_wait<1>();
+            __syncwarp(); /* this tile is there for all lanes */
+            float scores[S::tiles][S::groups][4], factor[S::tiles][2];
+            unsigned words[S::groups][2];
+            walk.words_of(words, at, here);
+            clear_sums(scores);
+            product::rows_by_rows(scores, of_q, tiles + 2 * stage * size);
+            take_scores<S>(scores, words, p.scale_log2, running, factor);
+            if constexpr (VALUES) {
 #pragma unroll
-            for (int n = 0; n < S::tiles * (S::width / 8) * 4; n++)
-                out[n / (S::width / 2)][n / 4 % (S::width / 8)][n % 4] *= factor[n / (S::width / 2)][n % 4 / 2];
-            product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores,
-                                                                                        tiles + (2 * stage + 1) * size);
+                for (int n = 0; n < S::tiles * (S::width / 8) * 4; n++)
+                    out[n / (S::width / 2)][n / 4 % (S::width / 8)][n % 4] *= factor[n / (S::width / 2)][n % 4 / 2];
+                product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(
+                    out, scores, tiles + (2 * stage + 1) * size);
+            }
+            __syncwarp(); /* nobody reads it any more */
         }
-        __syncwarp(); /* nobody reads it any more */
+        if (after == 0) break;
         at = after_at;
         here = after;
     }

@@ -179,29 +179,31 @@ __device__ void walk_head(const token_problem &p, const keys_memory<S> &memory, 
     using product = warp_product<T>;
     using left = typename product::template left<S::tiles, S::width, S::stride, false>;
     token_walk<S, key_source> walk(source, memory.walk.words, memory.walk.tokens, memory.walk.bits);
-    int at = 0, here = walk.next(&at);
-    if (here > 0) load_queries<S>(p, memory, b, h, 0, at, here);
-    copy_async_commit();
-    for (int stage = 0; here > 0; stage ^= 1) {
-        int after_at = 0;
+    int at = 0, here = 0; /* of the tile in hand */
+    for (int stage = 0;; stage ^= 1) {
+        int after_at;
         const int after = walk.next(&after_at);
         if (after > 0) load_queries<S>(p, memory, b, h, stage ^ 1, after_at, after);
         copy_async_commit();
-        copy_async_wait<1>();
-        __syncwarp(); /* this tile is there for all lanes */
-        const T *queries = memory.tiles + 2 * stage * S::size, *d_outs = queries + S::size;
-        float scores[S::tiles][S::groups][4], d_weights[S::tiles][S::groups][4];
-        unsigned words[S::groups][2];
-        walk.words_of(words, at, here);
-        clear_sums(scores);
-        product::rows_by_rows(scores, left(memory.keys), queries);
-        clear_sums(d_weights);
-        product::rows_by_rows(d_weights, left(memory.values), d_outs);
-        weigh_columns<S>(scores, d_weights, words, memory.records + stage * S::columns, p.scale_log2);
-        product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dv, scores, d_outs + part * S::out);
-        product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dk, d_weights,
-                                                                                  queries + part * S::out);
-        __syncwarp(); /* nobody reads it any more */
+        if (here > 0) {
+            copy_async_wait<1>();
+            __syncwarp(); /* this tile is there for all lanes */
+            const T *queries = memory.tiles + 2 * stage * S::size, *d_outs = queries + S::size;
+            float scores[S::tiles][S::groups][4], d_weights[S::tiles][S::groups][4];
+            unsigned words[S::groups][2];
+            walk.words_of(words, at, here);
+            clear_sums(scores);
+            product::rows_by_rows(scores, left(memory.keys), queries);
+            clear_sums(d_weights);
+            product::rows_by_rows(d_weights, left(memory.values), d_outs);
+            weigh_columns<S>(scores, d_weights, words, memory.records + stage * S::columns, p.scale_log2);
+            product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dv, scores,
+                                                                                      d_outs + part * S::out);
+            product::template weights_by_rows<S::tiles, S::groups, S::out, S::stride>(dk, d_weights,
+                                                                                      queries + part * S::out);
+            __syncwarp(); /* nobody reads it any more */
+        }
+        if (after == 0) break;
         at = after_at;
         here = after;
     }
