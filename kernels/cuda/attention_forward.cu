@@ -13,8 +13,6 @@ template <> struct forward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 6
 template <> struct forward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 8, 1, 64>; };
 template <> struct forward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
 template <> struct forward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 2, 32>; };
-template <> struct forward_shape<bf16, 128, 1> { using shape = tile_shape<bf16, 128, 8, 1, 64>; };
-template <> struct forward_shape<bf16, 128, 2> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
 template <> struct forward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
 template <int D> struct forward_shape<float, D, 0> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
 
@@ -309,17 +307,22 @@ template <class S> enum status order_rows(const attention_problem &p, int64_t ba
     return STATUS_OK;
 }
 
-template <class S> enum status run_forward(const struct ops *ops, const attention_problem &p, int64_t batch) {
+/* MIXTURES: of a problem with one candidate the kernel for several is not even compiled. */
+template <class S, bool MIXTURES>
+enum status run_forward(const struct ops *ops, const attention_problem &p, int64_t batch) {
     using T = typename S::real;
     forward_arguments g = {};
     dim3 grid;
     TRY(order_rows<S>(p, batch, &g, &grid));
     constexpr size_t tiles = (S::rows + 4 * S::columns) * S::stride * sizeof(T);
     TRY(device_launch(ops, "attention", attend_plain<S>, grid, S::threads, tiles, g));
-    if (p.count == 1) return STATUS_OK;
-    TRY(attention_sums(ops, p, batch, false, p.log_sums));
-    const size_t statistics = spans_size<S>(p.count) + static_cast<size_t>(p.count) * S::rows * sizeof(float);
-    return device_launch(ops, "attention", attend_mixture<S>, grid, S::threads, tiles + statistics, g);
+    if constexpr (MIXTURES) {
+        if (p.count == 1) return STATUS_OK;
+        TRY(attention_sums(ops, p, batch, false, p.log_sums));
+        const size_t statistics = spans_size<S>(p.count) + static_cast<size_t>(p.count) * S::rows * sizeof(float);
+        return device_launch(ops, "attention", attend_mixture<S>, grid, S::threads, tiles + statistics, g);
+    }
+    return STATUS_OK;
 }
 
 template <class S>
@@ -350,9 +353,9 @@ enum status attention_forward(const struct ops *ops, const attention_problem &p,
     return with_real(ops, [&](auto real) {
         return with_padded_width(p.width, [&](auto width) {
             constexpr int D = decltype(width)::value;
-            return with_form<decltype(real), D>(ops, TUNED_FORWARD, p.width, p.length, [&](auto form) {
-                return run_forward<typename forward_shape<decltype(real), D, decltype(form)::value>::shape>(ops, p,
-                                                                                                            batch);
+            return with_form<decltype(real), D>(ops, TUNED_FORWARD, p.count, p.length, [&](auto form) {
+                constexpr int F = decltype(form)::value;
+                return run_forward<typename forward_shape<decltype(real), D, F>::shape, F == 0>(ops, p, batch);
             });
         });
     });

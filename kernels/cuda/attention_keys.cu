@@ -18,8 +18,6 @@ template <> struct keys_shape_of<bf16, 64, 0> { using shape = keys_shape<tile_sh
 template <> struct keys_shape_of<bf16, 64, 1> { using shape = keys_shape<tile_shape<bf16, 64, 4, 1, 32>, 64>; };
 template <> struct keys_shape_of<bf16, 64, 2> { using shape = keys_shape<tile_shape<bf16, 64, 8, 1, 32>, 64>; };
 template <> struct keys_shape_of<bf16, 128, 0> { using shape = keys_shape<tile_shape<bf16, 128, 4, 1, 32>, 128>; };
-template <> struct keys_shape_of<bf16, 128, 1> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 32>, 128>; };
-template <> struct keys_shape_of<bf16, 128, 2> { using shape = keys_shape<tile_shape<bf16, 128, 8, 1, 16>, 128>; };
 template <> struct keys_shape_of<bf16, 256, 0> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 32>, 128>; };
 template <> struct keys_shape_of<float, 64, 0> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 32>, 64>; };
 template <> struct keys_shape_of<float, 128, 0> { using shape = keys_shape<tile_shape<float, 128, 2, 1, 32>, 128>; };
@@ -263,7 +261,9 @@ template <class S, int COUNT> __global__ void __launch_bounds__(S::threads) gath
                                  g.dv.vector, dv, factor, g.accumulate_kv);
 }
 
-template <class S> enum status run_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
+/* MIXTURES: else there is one candidate, and the kernel for several is not even compiled. */
+template <class S, bool MIXTURES>
+enum status run_keys(const struct ops *ops, const attention_gradient &g, int64_t batch) {
     const attention_problem &p = g.f;
     const int64_t tiles = divide_up(p.keys, S::rows), pairs = batch * (p.heads / p.share) * S::parts;
     if (tiles * pairs > INT_MAX)
@@ -276,10 +276,13 @@ template <class S> enum status run_keys(const struct ops *ops, const attention_g
                      int64_t{2} * p.length * p.width * p.share * static_cast<int64_t>(sizeof(typename S::real)), false);
     const dim3 grid(static_cast<unsigned>(tiles * pairs));
     const size_t shared = keys_memory<S>::bytes(p.count, g.dq_sums != nullptr);
-    if constexpr (std::is_same_v<typename S::real, bf16>) /* fp32 is not there for speed */
-        if (p.count == 1)
-            return device_launch(ops, "attention_backward", gather_keys<S, 1>, grid, S::threads, shared, arguments);
-    return device_launch(ops, "attention_backward", gather_keys<S, 0>, grid, S::threads, shared, arguments);
+    constexpr bool single = std::is_same_v<typename S::real, bf16>; /* fp32 is not there for speed */
+    if constexpr (MIXTURES)
+        if (p.count > 1 || !single)
+            return device_launch(ops, "attention_backward", gather_keys<S, 0>, grid, S::threads, shared, arguments);
+    if constexpr (single)
+        return device_launch(ops, "attention_backward", gather_keys<S, 1>, grid, S::threads, shared, arguments);
+    return STATUS_OK;
 }
 
 } // namespace
@@ -288,8 +291,9 @@ enum status attention_keys(const struct ops *ops, const attention_gradient &g, i
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
             constexpr int D = decltype(width)::value;
-            return with_form<decltype(real), D>(ops, TUNED_KEYS, g.f.width, g.f.length, [&](auto form) {
-                return run_keys<typename keys_shape_of<decltype(real), D, decltype(form)::value>::shape>(ops, g, batch);
+            return with_form<decltype(real), D>(ops, TUNED_KEYS, g.f.count, g.f.length, [&](auto form) {
+                constexpr int F = decltype(form)::value;
+                return run_keys<typename keys_shape_of<decltype(real), D, F>::shape, F == 0>(ops, g, batch);
             });
         });
     });

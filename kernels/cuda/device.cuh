@@ -28,7 +28,7 @@ struct device {
     struct staging *staging; /* pinned host memory that uploads and downloads pass through (transfer.cu) */
     bool capturing;          /* the stream is being recorded: scratch memory stays where it is */
     struct gemm_cache *gemms;
-    signed char forms[tuned_most][2][tuned_lengths]; /* tuning.cu: of each kernel, by width and length */
+    signed char forms[tuned_most][tuned_lengths]; /* tuning.cu: of each kernel, by length */
 };
 
 /* transfer.cu */

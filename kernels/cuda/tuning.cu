@@ -1,4 +1,4 @@
-/* Which form of a kernel serves a shape: by kernel, padded head width and the power of two that the length comes to. */
+/* Which form of a kernel serves a shape: by kernel and the power of two that the length comes to. */
 #include "kernels/cuda/tuning.cuh"
 
 namespace {
@@ -8,9 +8,8 @@ constexpr struct {
     bool backward; /* its time is part of attention's backward pass, else of the forward pass */
 } kernels[TUNED_KERNELS] = {{"attention_forward", false}, {"attention_rows", true}, {"attention_keys", true}};
 
-int width_class(int64_t width) {
-    return width <= 64 ? 0 : 1;
-}
+constexpr int64_t widest = 64;
+
 int length_class(int64_t length) {
     int bits = 0;
     while (bits + 1 < tuned_lengths && length > int64_t{1} << bits) bits++;
@@ -19,8 +18,8 @@ int length_class(int64_t length) {
 
 } // namespace
 
-int tuning_form(const struct ops *ops, tuned_kernel kernel, int64_t width, int64_t length) {
-    return ops->device->forms[kernel][width_class(width)][length_class(length)];
+int tuning_form(const struct ops *ops, tuned_kernel kernel, int64_t length) {
+    return ops->device->forms[kernel][length_class(length)];
 }
 
 bool cuda_tunable(const struct ops *ops, int number, struct tunable *tunable) {
@@ -32,12 +31,12 @@ bool cuda_tunable(const struct ops *ops, int number, struct tunable *tunable) {
 
 enum status cuda_set_form(const struct ops *ops, int number, int64_t width, int64_t length, int form) {
     struct tunable tunable;
-    if (!cuda_tunable(ops, number, &tunable) || width < 1 || width > 128 || length < 1 || form < 0 ||
+    if (!cuda_tunable(ops, number, &tunable) || width < 1 || width > widest || length < 1 || form < 0 ||
         form >= tunable.forms)
         return error_set(STATUS_USAGE,
                          "kernel %d, width %lld, length %lld, form %d: expected a kernel of this device, a width of 1 "
-                         "to 128, a length, and one of its forms",
+                         "to 64, a length, and one of its forms",
                          number, static_cast<long long>(width), static_cast<long long>(length), form);
-    ops->device->forms[number][width_class(width)][length_class(length)] = static_cast<signed char>(form);
+    ops->device->forms[number][length_class(length)] = static_cast<signed char>(form);
     return STATUS_OK;
 }

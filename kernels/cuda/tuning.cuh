@@ -10,14 +10,15 @@
 enum tuned_kernel { TUNED_FORWARD = 0, TUNED_ROWS, TUNED_KEYS, TUNED_KERNELS };
 constexpr int tuned_forms = 3;
 
-/* The form of `kernel` for heads of `width` and sequences of `length` tokens. */
-int tuning_form(const struct ops *ops, tuned_kernel kernel, int64_t width, int64_t length);
+/* The form of `kernel` for sequences of `length` tokens. */
+int tuning_form(const struct ops *ops, tuned_kernel kernel, int64_t length);
 
-/* body(std::integral_constant<int, form>{}). Only bf16 with padded widths D of 64 and 128 has more than one form. */
+/* body(std::integral_constant<int, form>{}). Only bf16 with heads up to 64 wide and one candidate has more than one
+ * form: every form is a kernel to compile. */
 template <class T, int D, class Body>
-enum status with_form(const struct ops *ops, tuned_kernel kernel, int64_t width, int64_t length, Body body) {
-    if constexpr (std::is_same_v<T, bf16> && D <= 128) {
-        const int form = tuning_form(ops, kernel, width, length);
+enum status with_form(const struct ops *ops, tuned_kernel kernel, int candidates, int64_t length, Body body) {
+    if constexpr (std::is_same_v<T, bf16> && D == 64) {
+        const int form = candidates == 1 ? tuning_form(ops, kernel, length) : 0;
         if (form == 1) return body(std::integral_constant<int, 1>{});
         if (form == 2) return body(std::integral_constant<int, 2>{});
     }

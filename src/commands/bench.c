@@ -429,7 +429,7 @@ const struct command command_bench = {
             "tune: kernels of a GPU that come in several sizes of tiles: medians of each, by turns; --out writes which was\n"
             "fastest where, and SQUINT_TUNING=FILE in the environment makes every command use it (no deterministic run "
             "does).\n"
-            "  --lengths 1024 4096 16384 65536 --widths 64 128 --batch 1 --heads 12 --rounds 11\n"
+            "  --lengths 1024 4096 16384 65536 --widths 64 --batch 1 --heads 12 --rounds 11\n"
             "all:\n"
             "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
             "in bf16,\n"

@@ -50,9 +50,9 @@ static void print_rows(const struct tuning_row *rows, int64_t count, bool json) 
 }
 
 enum status bench_tune(int argc, char **argv) {
-    int64_t lengths[LIST_MAX] = {1024, 4096, 16384, 65536}, widths[LIST_MAX] = {64, 128}, rounds = 11;
+    int64_t lengths[LIST_MAX] = {1024, 4096, 16384, 65536}, widths[LIST_MAX] = {64}, rounds = 11;
     struct tuning_options o = {
-        .batch = 1, .heads = 12, .lengths = lengths, .length_count = 4, .widths = widths, .width_count = 2};
+        .batch = 1, .heads = 12, .lengths = lengths, .length_count = 4, .widths = widths, .width_count = 1};
     const char *out = NULL, *device = NULL;
     bool json = false;
     struct option_list of_lengths = {0}, of_widths = {0};
@@ -73,7 +73,7 @@ enum status bench_tune(int argc, char **argv) {
     enum status status;
     TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
     TRY_GOTO(done, read_list("lengths", &of_lengths, 1 << 24, lengths, &o.length_count));
-    TRY_GOTO(done, read_list("widths", &of_widths, 128, widths, &o.width_count));
+    TRY_GOTO(done, read_list("widths", &of_widths, 64, widths, &o.width_count));
     o.rounds = (int)rounds;
     TRY_GOTO(done, device_choose(device, true, NULL, &ops));
     o.table = ops->host_memory ? "cpu" : "cuda";

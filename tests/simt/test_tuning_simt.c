@@ -14,7 +14,7 @@
 static const struct attention_case rows[] = {
     {"T 129, D 64, documents", 1, 129, 2, 1, 64, 1, {FULL}, .plain = true, .cuts = {50}},
     {"T 150, D 64, mixture", 1, 150, 2, 2, 64, 2, {WINDOW(40), DILATED(4, 9)}, .coefficients = {{1, 0.5}, {0.5, 0}}},
-    {"T 131, D 96", 1, 131, 2, 1, 96, 1, {WINDOW(70)}, .plain = true},
+    {"T 131, D 48", 1, 131, 2, 1, 48, 1, {WINDOW(70)}, .plain = true},
 };
 
 static void every_form_agrees(void **state) {
