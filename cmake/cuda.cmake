@@ -12,7 +12,9 @@ target_link_libraries(squint_cuda_absent PUBLIC squint_kernels)
 set(cuda_table_wanted "LINKER:--undefined=cuda_open")
 target_link_options(squint_cuda_absent INTERFACE ${cuda_table_wanted})
 
-if(NOT SQUINT_CUDA STREQUAL "off")
+if(SQUINT_CUDA STREQUAL "off")
+  unset(CMAKE_CUDA_COMPILER CACHE) # what an earlier configuration of this folder found
+else()
   include(CheckLanguage)
   check_language(CUDA)
 endif()

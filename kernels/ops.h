@@ -144,6 +144,7 @@ struct features {
  * can hold, then o = 0.
  * near_only: earlier tokens have no weight, for an audit of what the window does alone; causal only.
  * chunk: tokens that are taken at once (0: the device's choice); it changes results by rounding only.
+ * A start that is neither its token nor its predecessor's: STATUS_SHAPE where the host reads it, else its predecessor's.
  * A query's exponents lose their own maximum, a key's its own maximum a_j, and the key is weighted by e^{a_j − P}, P the largest
  * a of the document's keys that the query's far part holds: no later token changes a bit of an output. Features are never stored: memory
  * beside the tensors is O(T·D) for each thread. */
@@ -253,7 +254,7 @@ struct compressed_decode {
  * q, o [B,T,H,D], k, v [B,T,G,D]: real, any strides with a dense last dimension. chosen [B,T,S,n] I32 or none (then window
  * >= 1): block numbers in the query's document that hold a token <= i, strictly ascending, then −1; S divides H, head h
  * reads list h/(H/S). window 0: chosen blocks alone. log_sums [B,H,T] f32 statistics; a query without a token: o = 0, −inf.
- * STATUS_SHAPE names a list that holds anything else. */
+ * STATUS_SHAPE names a list that holds anything else; a GPU takes a number of no such block as absent. */
 struct block_attention {
     struct tensor q, k, v, start, chosen, o, log_sums;
     int32_t block, window;

@@ -12,7 +12,7 @@ namespace {
 
 constexpr int threads = 256;
 #ifdef SQUINT_SIMT
-constexpr int64_t piece_elements = 1 << 14; /* of gathered rows: tests have several pieces */
+constexpr int64_t piece_elements = 1 << 12; /* of gathered rows: tests have several pieces */
 #else
 constexpr int64_t piece_elements = 1 << 25;
 #endif

@@ -283,9 +283,11 @@ enum status describe(const struct block_mass *a, mass_problem *p) {
     return STATUS_OK;
 }
 
-mass_chunk chunk_most(const mass_problem &p) {
+mass_chunk chunk_most(const struct ops *ops, const mass_problem &p) {
     mass_chunk chunk = {};
-    const int64_t row = 2 * p.pitch + p.together, all = static_cast<int64_t>(budget / sizeof(float)) / row;
+    const int64_t row = 2 * p.pitch + p.together, room = static_cast<int64_t>(budget / sizeof(float)) / row;
+    const int64_t busy = static_cast<int64_t>(ops->device->multiprocessors) * 4 * 64; /* tiles of 64 for all */
+    const int64_t all = room < busy ? room : busy;
     const int64_t rows = all / 64 * 64, pairs = p.batch * p.lists, at_once = p.length > 0 ? all / p.length : 1;
     chunk.rows = static_cast<int>(rows < 64 ? 64 : rows);
     if (chunk.rows > p.length) chunk.rows = p.length;
@@ -370,7 +372,7 @@ enum status cuda_block_mass(const struct ops *ops, const struct block_mass *a) {
     TRY(check_block_mass(ops, a));
     mass_problem p;
     TRY(describe(a, &p));
-    mass_chunk most = chunk_most(p);
+    mass_chunk most = chunk_most(ops, p);
     mass_memory m;
     void *block;
     TRY(device_scratch(ops, place_memory(a, p, most, nullptr, &m), &block));

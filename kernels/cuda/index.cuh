@@ -93,7 +93,8 @@ __device__ inline float index_relu(float x) {
 }
 
 /* Digits of 8 bits: what is known of a row's bound after some of them. The keys that agree with `prefix` in all known
- * digits are `inside`; `wanted` of them belong to the highest, and all that are above. */
+ * digits are `inside`; `wanted` of them belong to the highest, and all that are above. Done: keys above `prefix`
+ * are chosen, and the first `wanted` of those that equal it. */
 constexpr int digits = 256;
 enum digit_mode { DIGIT_DONE = 0, DIGIT_COUNT, DIGIT_COLLECT };
 struct digit_state {
@@ -109,8 +110,6 @@ __device__ inline digit_state digits_of(int n, int count) {
 __device__ inline unsigned known_bits(int shift) {
     return shift == 24 ? 0u : ~0u << (shift + 8);
 }
-/* Done: keys above `prefix` are chosen, and the first `wanted` of those that equal it. */
-
 /* After a pass that counted `table` [digits] of the digit at `shift`, by one warp; all lanes get the result. */
 __device__ inline digit_state digit_found(digit_state s, const unsigned *table, int shift) {
     const int lane = static_cast<int>(threadIdx.x % 32), each = digits / 32, top = digits - 1 - lane * each;

@@ -71,7 +71,7 @@ template <class S> __device__ void query_add(const index_problem &p, const query
         for (int n = head < 0 ? h : head;
              thread < S::columns && n < (head < 0 ? min(end, h + product_heads) : head + 1); n++)
             score = fmaf(m.weights[n], index_relu(m.dots[(n - h) * S::columns + thread]), score);
-        __syncthreads(); /* and read, as the tile */
+        if (h + product_heads < end) __syncthreads(); /* and read, before the next heads' */
     }
 }
 

@@ -69,7 +69,7 @@ __device__ void write_ends(const row_arguments &g, const row_state (&rows)[2], c
 template <class S> __device__ void close_sums(const row_arguments &g, const row_memory<S> &m) {
     __syncthreads();
     for (int n = static_cast<int>(threadIdx.x); n < g.heads * g.rows; n += static_cast<int>(blockDim.x))
-        m.weights[n] = m.sums[n] > 0.0f ? m.weights[n] + log2f(m.sums[n]) : 0.0f;
+        m.weights[n] = m.sums[n] == 0.0f ? 0.0f : m.weights[n] + log2f(m.sums[n]); /* 0: no such query; NaN stays */
     __syncthreads();
 }
 

@@ -76,6 +76,9 @@ struct linear_gradient {
     float *tails;
     float *beta_rows;     /* [B,H,T] or NULL */
     int slab_first, slab; /* rows of the sequence that d_features holds, whole tiles of S::rows */
+    /* For weights (linear_weights.cu), else NULL: the gradient by q or k that near pairs give, [B·heads][slab][P]; then
+     * dq and dk are added to, where they are. */
+    float *d_near;
 };
 
 /* Tiles by type and padded head width. columns: of features and of the tokens on a tile's other side. */

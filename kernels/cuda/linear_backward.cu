@@ -35,50 +35,12 @@ template <class T> __global__ void __launch_bounds__(record_threads) write_recor
     }
 }
 
-/* Memory of one call, measured with `memory` NULL, then placed. */
-struct cutter {
-    char *memory;
-    size_t used;
-    char *take(size_t bytes) {
-        char *piece = memory ? memory + used : nullptr;
-        used += (bytes + 255) / 256 * 256;
-        return piece;
-    }
-    template <class T> T *take_array(int64_t count) {
-        return reinterpret_cast<T *>(take(static_cast<size_t>(count) * sizeof(T)));
-    }
-};
-
 /* A call: what its gradients need beside the problem. */
 struct backward_call {
     linear_gradient g;
     char *plan, *own, *scan;
-    parameter_sums q_map, k_map, excite, squeeze; /* sums NULL: not wanted */
-    char *sums;                                   /* of all of them, cleared at once */
-    size_t sums_size;
+    linear_parameters parameters;
 };
-
-/* A gradient's partial sums; `wanted` or its bias' */
-parameter_sums place_sums(cutter &c, bool wanted, bool bias, int heads, int rows, int columns, int parts) {
-    parameter_sums s = {};
-    if (!wanted && !bias) return s;
-    s.heads = heads;
-    s.share = 1;
-    s.rows = rows;
-    s.columns = columns;
-    s.parts = parts;
-    const int64_t count = static_cast<int64_t>(parts) * heads * rows;
-    s.sums = c.take_array<float>(count * columns);
-    s.bias = c.take_array<float>(count);
-    return s;
-}
-
-/* Parts of the rows of a slab: enough blocks for the device. */
-int parts_of(const struct ops *ops, int64_t rows, int64_t blocks) {
-    const int64_t wanted = divide_up(4 * static_cast<int64_t>(ops->device->multiprocessors), blocks);
-    const int64_t most = divide_up(rows, 256);
-    return static_cast<int>(wanted < most ? wanted : most);
-}
 
 /* Rows of a slab: gradients by features in memory as large as q in fp32, or as fills the device, up to slab_bytes. */
 int slab_of(const struct ops *ops, const linear_problem &p, int tile) {
@@ -93,7 +55,8 @@ int slab_of(const struct ops *ops, const linear_problem &p, int tile) {
     return static_cast<int>((wanted < 1 ? 1 : wanted) * tile);
 }
 
-void place_call(const struct ops *ops, const struct linear_attention_backward *a, cutter &c, backward_call *call) {
+void place_call(const struct ops *ops, const struct linear_attention_backward *a, linear_cutter &c,
+                backward_call *call) {
     const struct features *d = &a->gradients;
     linear_gradient &g = call->g;
     const linear_problem &p = g.f;
@@ -117,43 +80,7 @@ void place_call(const struct ops *ops, const struct linear_attention_backward *a
         call->scan = c.take(gate_scan_bytes(p.batch * p.groups, p.length, p.hidden_width));
     }
     if (tensor_present(d->beta)) g.beta_rows = c.take_array<float>(queries);
-    const int parts = parts_of(ops, p.batch * g.slab, p.heads * divide_up(p.columns, 64) * divide_up(p.width, 64));
-    const size_t before = c.used;
-    call->sums = c.memory ? c.memory + before : nullptr;
-    call->q_map =
-        place_sums(c, tensor_present(d->q_map), tensor_present(d->q_bias), p.heads, p.columns, p.width, parts);
-    call->k_map =
-        place_sums(c, tensor_present(d->k_map), tensor_present(d->k_bias), p.groups, p.columns, p.width, parts);
-    call->excite = place_sums(c, tensor_present(d->excite), false, p.heads, p.features, p.hidden_width, parts);
-    call->squeeze = place_sums(c, tensor_present(d->squeeze), false, p.groups, p.features, p.hidden_width, parts);
-    call->sums_size = c.used - before;
-}
-
-/* What the sums are made of: gradients by features times x, or times what the gates take. */
-void connect_sums(const linear_problem &p, backward_call *call) {
-    const auto of_x = [&](parameter_sums &s, const attention_view &x) {
-        s.a = call->g.d_features;
-        s.a_step = p.features;
-        s.b = x.data;
-        s.b_batch = x.batch;
-        s.b_token = x.token;
-        s.b_head = x.head;
-        s.b_real = true;
-    };
-    const auto of_hidden = [&](parameter_sums &s, const float *rows, int share) {
-        s.a = call->g.d_gates;
-        s.a_step = p.features;
-        s.b = rows;
-        s.b_token = p.hidden_width;
-        s.b_head = s.b_token * p.length;
-        s.b_batch = s.b_head * p.groups;
-        s.share = share;
-        s.bias = nullptr;
-    };
-    if (call->q_map.sums) of_x(call->q_map, p.q.x);
-    if (call->k_map.sums) of_x(call->k_map, p.k.x);
-    if (call->excite.sums) of_hidden(call->excite, p.hidden, p.share);
-    if (call->squeeze.sums) of_hidden(call->squeeze, call->g.tails, 1);
+    linear_parameters_place(ops, p, p.batch * g.slab, d, c, &call->parameters);
 }
 
 enum status make_states(const struct ops *ops, const char *operation, const backward_call &call) {
@@ -169,27 +96,12 @@ enum status make_states(const struct ops *ops, const char *operation, const back
 /* Gradients of all queries, or of all keys, slab by slab. */
 enum status run_slabs(const struct ops *ops, const char *operation, backward_call *call, bool of_keys) {
     linear_gradient &g = call->g;
-    const parameter_sums &map = of_keys ? call->k_map : call->q_map, &gate = of_keys ? call->squeeze : call->excite;
     for (g.slab_first = 0; g.slab_first < g.f.length; g.slab_first += g.slab) {
         TRY(linear_pairs(ops, operation, g, of_keys));
         TRY(linear_rows(ops, operation, g, of_keys));
-        if (map.sums) TRY(parameters_add(ops, operation, g, map));
-        if (gate.sums) TRY(parameters_add(ops, operation, g, gate));
+        TRY(linear_parameters_add(ops, operation, g, call->parameters, of_keys));
         if (g.f.length - g.slab_first <= g.slab) break; /* no number beyond the last token */
     }
-    return STATUS_OK;
-}
-
-enum status finish_parameters(const struct ops *ops, const char *operation, const backward_call &call,
-                              const struct features *d) {
-    const linear_problem &p = call.g.f;
-    if (tensor_present(d->q_map)) TRY(parameters_finish(ops, operation, p, call.q_map, d->q_map, false, false));
-    if (tensor_present(d->k_map)) TRY(parameters_finish(ops, operation, p, call.k_map, d->k_map, false, false));
-    if (tensor_present(d->q_bias)) TRY(parameters_finish_bias(ops, operation, call.q_map, d->q_bias));
-    if (tensor_present(d->k_bias)) TRY(parameters_finish_bias(ops, operation, call.k_map, d->k_bias));
-    if (tensor_present(d->excite)) TRY(parameters_finish(ops, operation, p, call.excite, d->excite, true, false));
-    if (tensor_present(d->squeeze)) TRY(parameters_finish(ops, operation, p, call.squeeze, d->squeeze, true, true));
-    if (tensor_present(d->beta)) TRY(parameters_beta(ops, operation, p, call.g.beta_rows, d->beta));
     return STATUS_OK;
 }
 
@@ -210,15 +122,14 @@ enum status cuda_linear_attention_backward(const struct ops *ops, const struct l
         g.slab = slab_of(ops, g.f, decltype(shape)::rows);
         return STATUS_OK;
     }));
-    cutter sizing = {};
+    linear_cutter sizing = {};
     place_call(ops, a, sizing, &call);
     void *memory;
     TRY(device_scratch(ops, sizing.used, &memory));
-    cutter placing = {static_cast<char *>(memory), 0};
+    linear_cutter placing = {static_cast<char *>(memory), 0};
     place_call(ops, a, placing, &call);
     TRY(linear_plan(ops, operation, &a->forward, call.plan, &g.f));
-    connect_sums(g.f, &call);
-    if (call.sums_size) CUDA_TRY(cudaMemsetAsync(call.sums, 0, call.sums_size, ops->device->stream));
+    TRY(linear_parameters_open(ops, call.parameters));
     TRY(with_real(ops, [&](auto real) {
         return device_launch(ops, operation, write_records<decltype(real)>,
                              grid_over(g.f.batch * g.f.heads * g.f.length, record_threads / 32), record_threads, 0, g);
@@ -227,5 +138,5 @@ enum status cuda_linear_attention_backward(const struct ops *ops, const struct l
     TRY(run_slabs(ops, operation, &call, false));
     if (g.f.hidden_width) TRY(gate_tails(ops, operation, g, call.scan));
     TRY(run_slabs(ops, operation, &call, true));
-    return finish_parameters(ops, operation, call, &a->gradients);
+    return linear_parameters_finish(ops, operation, g, call.parameters, &a->gradients);
 }

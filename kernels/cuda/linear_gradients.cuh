@@ -13,29 +13,47 @@ enum status linear_pairs(const struct ops *ops, const char *operation, const lin
  * d_gates, d_hidden where they are. */
 enum status linear_rows(const struct ops *ops, const char *operation, const linear_gradient &g, bool of_keys);
 
+/* Memory of one call, measured with `memory` NULL, then placed. */
+struct linear_cutter {
+    char *memory;
+    size_t used;
+    char *take(size_t bytes) {
+        char *piece = memory ? memory + used : nullptr;
+        used += (bytes + 255) / 256 * 256;
+        return piece;
+    }
+    template <class T> T *take_array(int64_t count) {
+        return reinterpret_cast<T *>(take(static_cast<size_t>(count) * sizeof(T)));
+    }
+};
+
 /* linear_parameters.cu. Sums over rows of a [rows][columns] (of the slab) times b, for every head; in parts that shapes
  * decide, kept over the slabs. */
 struct parameter_sums {
     const float *a; /* [B·heads][slab][a_step] */
     const void *b;  /* elements, real or float: place of row t of head h of sequence b by the strides */
     int64_t b_batch, b_token, b_head;
-    float *sums, *bias;        /* [parts][heads][rows][columns], [parts][heads][rows]; bias NULL: not wanted */
+    float *sums, *bias;        /* [parts][heads][rows][columns], [parts][heads][rows]; NULL: not wanted */
     int a_step, rows, columns; /* of the sums: elements of a, elements of b */
     int heads, share /* heads of a that read one of b's */, parts;
     bool b_real;
 };
-/* sums, bias: to be 0 before the first slab. */
-enum status parameters_add(const struct ops *ops, const char *operation, const linear_gradient &g,
-                           const parameter_sums &s);
-/* to += the parts' sums, heads that share one of its rows together. Row r of the sums is row r of `to`, but with
- * `features` feature r of the tiles; transposed: column r. */
-enum status parameters_finish(const struct ops *ops, const char *operation, const linear_problem &p,
-                              const parameter_sums &s, struct tensor to, bool features, bool transposed);
-/* to [heads,N] += the parts' bias. */
-enum status parameters_finish_bias(const struct ops *ops, const char *operation, const parameter_sums &s,
-                                   struct tensor to);
-/* to [H] += Σ over sequences and tokens of rows [B,H,T]. */
-enum status parameters_beta(const struct ops *ops, const char *operation, const linear_problem &p, const float *rows,
-                            struct tensor to);
+/* Of all parameters of a call but beta, whose gradient is made of beta_rows. */
+struct linear_parameters {
+    parameter_sums q_map, k_map, excite, squeeze;
+    char *memory;
+    size_t size;
+};
+/* d: which gradients are wanted. rows: of a slab, of all sequences. */
+void linear_parameters_place(const struct ops *ops, const linear_problem &p, int64_t rows, const struct features *d,
+                             linear_cutter &cutter, linear_parameters *all);
+/* Clears the sums. */
+enum status linear_parameters_open(const struct ops *ops, const linear_parameters &all);
+/* Adds the slab's queries or keys, after linear_rows. */
+enum status linear_parameters_add(const struct ops *ops, const char *operation, const linear_gradient &g,
+                                  const linear_parameters &all, bool of_keys);
+/* The gradients += the sums. */
+enum status linear_parameters_finish(const struct ops *ops, const char *operation, const linear_gradient &g,
+                                     const linear_parameters &all, const struct features *d);
 
 #endif

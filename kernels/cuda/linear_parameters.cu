@@ -123,11 +123,9 @@ void set_targets(const parameter_sums &s, struct tensor to, finish_arguments *f)
     f->rows = f->part_rows = f->part_columns = s.rows;
 }
 
-} // namespace
-
-enum status parameters_add(const struct ops *ops, const char *operation, const linear_gradient &g,
-                           const parameter_sums &s) {
+enum status add(const struct ops *ops, const char *operation, const linear_gradient &g, const parameter_sums &s) {
     product_arguments a = {};
+    if (!s.sums) return STATUS_OK;
     a.s = s;
     a.batch = g.f.batch;
     a.length = g.f.length;
@@ -145,9 +143,11 @@ enum status parameters_add(const struct ops *ops, const char *operation, const l
     return device_launch(ops, operation, add_products<float>, grid, product_threads, 0, a);
 }
 
-enum status parameters_finish(const struct ops *ops, const char *operation, const linear_problem &p,
-                              const parameter_sums &s, struct tensor to, bool features, bool transposed) {
+/* Row r of the sums is row r of `to`, but with `features` feature r of the tiles; transposed: column r. */
+enum status finish_products(const struct ops *ops, const char *operation, const linear_problem &p,
+                            const parameter_sums &s, struct tensor to, bool features, bool transposed) {
     finish_arguments f = {};
+    if (!tensor_present(to)) return STATUS_OK;
     set_targets(s, to, &f);
     f.from = s.sums;
     f.columns = s.columns;
@@ -160,9 +160,9 @@ enum status parameters_finish(const struct ops *ops, const char *operation, cons
     return finish(ops, operation, f);
 }
 
-enum status parameters_finish_bias(const struct ops *ops, const char *operation, const parameter_sums &s,
-                                   struct tensor to) {
+enum status finish_bias(const struct ops *ops, const char *operation, const parameter_sums &s, struct tensor to) {
     finish_arguments f = {};
+    if (!tensor_present(to)) return STATUS_OK;
     set_targets(s, to, &f);
     f.from = s.bias;
     f.columns = 1;
@@ -170,9 +170,91 @@ enum status parameters_finish_bias(const struct ops *ops, const char *operation,
     return finish(ops, operation, f);
 }
 
-enum status parameters_beta(const struct ops *ops, const char *operation, const linear_problem &p, const float *rows,
-                            struct tensor to) {
-    const int targets = to.stride[0] == 0 ? 1 : p.heads;
-    const beta_arguments a = {rows, data_of<float>(to), p.batch, p.length, to.stride[0], p.heads, p.heads / targets};
+parameter_sums place(linear_cutter &cutter, bool wanted, int heads, int rows, int columns, int parts) {
+    parameter_sums s = {};
+    if (!wanted) return s;
+    s.heads = heads;
+    s.share = 1;
+    s.rows = rows;
+    s.columns = columns;
+    s.parts = parts;
+    const int64_t count = static_cast<int64_t>(parts) * heads * rows;
+    s.sums = cutter.take_array<float>(count * columns);
+    s.bias = cutter.take_array<float>(count);
+    return s;
+}
+
+/* Gradients by W x times x. */
+parameter_sums with_x(parameter_sums s, const linear_gradient &g, const attention_view &x) {
+    s.a = g.d_features;
+    s.a_step = g.f.features;
+    s.b = x.data;
+    s.b_batch = x.batch;
+    s.b_token = x.token;
+    s.b_head = x.head;
+    s.b_real = true;
+    return s;
+}
+/* What the gates' sigmoid takes, or keys' features, times rows [B,G,T,R]. */
+parameter_sums with_hidden(parameter_sums s, const linear_gradient &g, const float *rows, int share) {
+    s.a = g.d_gates;
+    s.a_step = g.f.features;
+    s.b = rows;
+    s.b_token = g.f.hidden_width;
+    s.b_head = s.b_token * g.f.length;
+    s.b_batch = s.b_head * g.f.groups;
+    s.share = share;
+    s.bias = nullptr;
+    return s;
+}
+
+} // namespace
+
+void linear_parameters_place(const struct ops *ops, const linear_problem &p, int64_t rows, const struct features *d,
+                             linear_cutter &cutter, linear_parameters *all) {
+    /* Parts: enough blocks for the device. */
+    const int64_t blocks = p.heads * divide_up(p.columns, product_tile) * divide_up(p.width, product_tile);
+    const int64_t wanted = divide_up(4 * static_cast<int64_t>(ops->device->multiprocessors), blocks),
+                  most = divide_up(rows, 256);
+    const int parts = static_cast<int>(wanted < most ? wanted : most);
+    const size_t before = cutter.used;
+    all->memory = cutter.memory ? cutter.memory + before : nullptr;
+    all->q_map =
+        place(cutter, tensor_present(d->q_map) || tensor_present(d->q_bias), p.heads, p.columns, p.width, parts);
+    all->k_map =
+        place(cutter, tensor_present(d->k_map) || tensor_present(d->k_bias), p.groups, p.columns, p.width, parts);
+    all->excite = place(cutter, tensor_present(d->excite), p.heads, p.features, p.hidden_width, parts);
+    all->squeeze = place(cutter, tensor_present(d->squeeze), p.groups, p.features, p.hidden_width, parts);
+    all->size = cutter.used - before;
+}
+
+enum status linear_parameters_open(const struct ops *ops, const linear_parameters &all) {
+    if (all.size) CUDA_TRY(cudaMemsetAsync(all.memory, 0, all.size, ops->device->stream));
+    return STATUS_OK;
+}
+
+enum status linear_parameters_add(const struct ops *ops, const char *operation, const linear_gradient &g,
+                                  const linear_parameters &all, bool of_keys) {
+    if (of_keys) {
+        TRY(add(ops, operation, g, with_x(all.k_map, g, g.f.k.x)));
+        return add(ops, operation, g, with_hidden(all.squeeze, g, g.tails, 1));
+    }
+    TRY(add(ops, operation, g, with_x(all.q_map, g, g.f.q.x)));
+    return add(ops, operation, g, with_hidden(all.excite, g, g.f.hidden, g.f.share));
+}
+
+enum status linear_parameters_finish(const struct ops *ops, const char *operation, const linear_gradient &g,
+                                     const linear_parameters &all, const struct features *d) {
+    const linear_problem &p = g.f;
+    TRY(finish_products(ops, operation, p, all.q_map, d->q_map, false, false));
+    TRY(finish_products(ops, operation, p, all.k_map, d->k_map, false, false));
+    TRY(finish_bias(ops, operation, all.q_map, d->q_bias));
+    TRY(finish_bias(ops, operation, all.k_map, d->k_bias));
+    TRY(finish_products(ops, operation, p, all.excite, d->excite, true, false));
+    TRY(finish_products(ops, operation, p, all.squeeze, d->squeeze, true, true));
+    if (!tensor_present(d->beta)) return STATUS_OK;
+    const int targets = d->beta.stride[0] == 0 ? 1 : p.heads;
+    const beta_arguments a = {g.beta_rows, data_of<float>(d->beta), p.batch, p.length, d->beta.stride[0],
+                              p.heads,     p.heads / targets};
     return device_launch(ops, operation, finish_beta, dim3(static_cast<unsigned>(targets)), 256, 0, a);
 }

@@ -108,6 +108,37 @@ __device__ void near_gradient(const linear_gradient &g, const rows_place &place,
         }
 }
 
+/* d_x = what linear_weights.cu has found of near pairs. */
+template <class S>
+__device__ void load_near_gradient(const linear_gradient &g, const rows_place &place,
+                                   float (&d_x)[1][S::width / 8][4]) {
+#pragma unroll
+    for (int n = 0; n < S::width / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int64_t row = place.slab_row + warp_number() * 16 + e / 2 * 8 + lane_row();
+            d_x[0][n][e] = g.d_near[row * S::width + n * 8 + lane_column() + e % 2];
+        }
+}
+
+/* Rows of `to` += d_x. */
+template <class S>
+__device__ void add_rows(const linear_problem &p, const attention_view &to, const rows_place &place,
+                         const float (&d_x)[1][S::width / 8][4]) {
+    using T = typename S::real;
+    T *rows = attention_rows<T>(to, place.b, place.head);
+#pragma unroll
+    for (int n = 0; n < S::width / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+            const int i = place.first + warp_number() * 16 + e / 2 * 8 + lane_row(),
+                      column = n * 8 + lane_column() + e % 2;
+            if (i >= p.length || column >= p.width) continue;
+            T *at = rows + i * to.token + column;
+            *at = from_float<T>(to_float(*at) + d_x[0][n][e]);
+        }
+}
+
 /* One element of a row's features: φ before its gate, the gate (1: none), the gradient by φ times gate. */
 struct feature_gradient {
     float phi, gate, d;
@@ -267,32 +298,38 @@ template <class S, bool KEYS> __global__ void __launch_bounds__(S::threads) fini
     const attention_view &x = KEYS ? p.k.x : p.q.x, &other = KEYS ? p.v : g.d_o;
     load_rows<S::rows, S::width, S::stride, S::threads>(memory.rows, attention_rows<const T>(x, b, head), x.token,
                                                         place.first, p.length, p.width, x.vector);
-    load_rows<S::rows, S::width, S::stride, S::threads>(memory.others, attention_rows<const T>(other, b, head),
-                                                        other.token, place.first, p.length, p.width, other.vector);
+    if (!g.d_near)
+        load_rows<S::rows, S::width, S::stride, S::threads>(memory.others, attention_rows<const T>(other, b, head),
+                                                            other.token, place.first, p.length, p.width, other.vector);
     copy_async_commit();
     const int warp_first = place.first + warp_number() * 16;
     float d_x[1][S::width / 8][4], d_value[1][S::width / 8][4], sums[2][2] = {};
     const float one[1][2] = {{1.0f, 1.0f}};
     clear_sums(d_x);
     clear_sums(d_value);
-    if (KEYS) {
-        float unused[2];
+    if (KEYS && !g.d_near) {
+        float unused[2] = {};
         const far_lanes lanes = far_lanes_of<true>(p, g.records, b, head, warp_first);
         far_sum<S, true>(g, b, head, place.first, lanes, memory, d_value, unused);
     }
-    near_gradient<S, KEYS>(g, place, memory, d_x, d_value);
-    if (KEYS)
+    if (g.d_near)
+        load_near_gradient<S>(g, place, d_x);
+    else
+        near_gradient<S, KEYS>(g, place, memory, d_x, d_value);
+    if (KEYS && !g.d_near)
         store_rows<1, S::width>(attention_rows<T>(g.dv, b, head), g.dv.token, warp_first, p.length, 0, p.width,
                                 g.dv.vector, d_value, one);
     const lane_rows rows = lane_rows_of(p, KEYS ? p.k : p.q, b, head, warp_first);
     sum_features<S, KEYS>(g, place, rows, memory, sums);
-    if (!KEYS && g.beta_rows && threadIdx.x % 4 == 0)
+    if (!KEYS && g.beta_rows && !g.d_near && threadIdx.x % 4 == 0)
         for (int half = 0; half < 2; half++)
             if (rows.token[half] >= 0) g.beta_rows[pair * p.length + rows.token[half]] = sums[0][half] + sums[1][half];
     features_gradient<S, KEYS>(g, place, rows, memory, sums, d_x);
     const attention_view &to = KEYS ? g.dk : g.dq;
-    store_rows<1, S::width>(attention_rows<T>(to, b, head), to.token, warp_first, p.length, 0, p.width, to.vector, d_x,
-                            one);
+    if (g.d_near && to.data) add_rows<S>(p, to, place, d_x);
+    if (!g.d_near)
+        store_rows<1, S::width>(attention_rows<T>(to, b, head), to.token, warp_first, p.length, 0, p.width, to.vector,
+                                d_x, one);
     if (!KEYS && p.excite) hidden_gradient<S>(g, place);
 }
 

@@ -22,26 +22,27 @@ length=${LENGTH:-64} batch=${BATCH:-2} steps=${STEPS:-2}
 { "$cpu" corpus --out c.jsonl --documents 30 && "$cpu" prep --tokenizer "$data/stories260K" --out c --valid 0.1 c.jsonl; } >prep.txt 2>&1 ||
     { cat prep.txt; exit 1; }
 
-# name | attention | options of the stage `align`
+# name | attention | what trains in the stage `align`, and its options | how far a loss in bf16 may be: kinds that choose may choose
+# something else where rounding moves scores past each other, and a step of two sequences sees it
 students='
-masks     | kind: masks, candidates: [window(8), sinks(2), dilated(4, 8)] |
-performer | kind: performer, features: 16, redraw_every: 3 |
-hedgehog  | kind: kerformer, window: 8, window_dropout: 0.5 |
-exp       | kind: kerformer, map: exp, features: 16, window: 4 | weights: true
-relu-se   | kind: kerformer, map: relu-se, features: 16, hidden: 4, window: 8 |
-nsa       | kind: nsa, compress: 8, stride: 4, block: 8, select: 4, window: 12 |
-nsa-apart | kind: nsa, compress: 4, stride: 4, block: 8, select: 4, window: 8, union: false, branch_kv: separate, select_group: 1 |
-indexer   | kind: indexer, tokens: 8, window: 6, sinks: 2 |
-coarse    | kind: indexer, tokens: 8, window: 6, sinks: 2, coarse: 8, coarse_blocks: 2, per: head |
+masks     | kind: masks, candidates: [window(8), sinks(2), dilated(4, 8)] | [new] | 6e-2
+performer | kind: performer, features: 16, redraw_every: 3 | [attn.qkv] | 6e-2
+hedgehog  | kind: kerformer, window: 8, window_dropout: 0.5 | [new] | 6e-2
+exp       | kind: kerformer, map: exp, features: 16, window: 4 | [new], weights: true | 6e-2
+relu-se   | kind: kerformer, map: relu-se, features: 16, hidden: 4, window: 8 | [new] | 6e-2
+nsa       | kind: nsa, compress: 8, stride: 4, block: 8, select: 4, window: 12 | [new] | 1e-1
+nsa-apart | kind: nsa, compress: 4, stride: 4, block: 8, select: 4, window: 8, union: false, branch_kv: separate, select_group: 1 | [new] | 1e-1
+indexer   | kind: indexer, tokens: 8, window: 6, sinks: 2 | [new] | 1e-1
+coarse    | kind: indexer, tokens: 8, window: 6, sinks: 2, coarse: 8, coarse_blocks: 2, per: head | [new] | 1e-1
 '
-recipe() { # name, attention, options
+recipe() { # name, attention, what trains in align and its options
     cat >"$1.yaml" <<Y
 run: $1
 teacher: $data/stories260K
 data: {train: c-train-*.h5, valid: c-valid-*.h5}
 student: {attention: [{layers: all, $2}]}
 stages:
-  - {name: align, objective: attention, train: [new], length: $length, batch: $batch, steps: $steps, lr: 1.0e-2, warmup_steps: 1${3:+, $3}}
+  - {name: align, objective: attention, train: $3, length: $length, batch: $batch, steps: $steps, lr: 1.0e-2, warmup_steps: 1}
   - {name: distil, objective: kl, train: [new, attn.qkv], length: $length, batch: $batch, steps: $steps, lr: 1.0e-3, warmup_steps: 1}
 train: {micro_batch: 1}
 checkpoint: {every: $steps, keep: 2}
@@ -56,7 +57,7 @@ divergence() {
 }
 near() { awk -v a="$1" -v b="$2" 'BEGIN { d = a - b; if (d < 0) d = -d; print a ", " b; exit !(a != "" && b != "" && d <= 1e-4 * (a > 1e-2 ? a : 1e-2)) }'; }
 
-while IFS='|' read -r name attention options; do
+while IFS='|' read -r name attention options tolerance; do
     name=${name// /}
     [ -n "$name" ] || continue
     case " ${*:-$name} " in *" $name "*) ;; *) continue ;; esac
@@ -65,7 +66,7 @@ while IFS='|' read -r name attention options; do
     check "$name, CUDA in fp32" "$gpu" train "$name.yaml" --device=cuda --run="$name-f32"
     check "$name: fp32 as on the CPU" "$compare" "$name-cpu" "$name-f32" 1e-4
     check "$name, CUDA in bf16" "$gpu" train "$name.yaml" --device=cuda --precision=bf16 --run="$name-bf16"
-    check "$name: bf16 near the CPU" "$compare" "$name-cpu" "$name-bf16" 6e-2
+    check "$name: bf16 near the CPU" "$compare" "$name-cpu" "$name-bf16" "${tolerance// /}"
     check "$name: divergence as on the CPU" near "$(divergence "$cpu" eval --model "$name-cpu" --device cpu)" \
         "$(divergence "$gpu" eval --model "$name-cpu" --device cuda)"
     text=$(written "$cpu" generate --model "$name-cpu" --device cpu)

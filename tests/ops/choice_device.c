@@ -20,6 +20,7 @@ const struct index_case choice_rows[] = {
     {"T 129, E 64, six heads", 1, 129, 2, 2, 80, 2, 6, 1, 64, 20, 1, 0, 0, 0, 0, {64}, false, 1},
     {"T 100, E 100, nine heads", 1, 100, 1, 1, 8, 1, 9, 1, 100, 11, 1, 0, 0, 0, 0, {0}, false, 1},
     {"T 90, E 8, eighteen keys, two levels", 1, 90, 1, 1, 8, 1, 18, 18, 8, 6, 2, 1, 4, 3, 0, {9}, false, 1},
+    {"T 60, twenty heads", 1, 60, 1, 1, 8, 1, 20, 1, 4, 7, 2, 1, 0, 0, 0, {0}, false, 1},
     {"T 129, two levels, documents", 2, 129, 4, 2, 8, 2, 4, 1, 16, 12, 7, 3, 8, 3, 4, {1, 2, 60, 99}, false, 1},
     {"T 129, two levels, a key a head", 1, 129, 2, 1, 8, 1, 4, 4, 4, 9, 5, 0, 4, 5, 0, {0}, false, 1},
     {"T 129, two levels, sinks over blocks", 1, 129, 2, 1, 8, 1, 2, 2, 16, 9, 3, 11, 4, 3, 0, {77}, false, 1},
