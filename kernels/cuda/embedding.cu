@@ -1,10 +1,10 @@
 /* Rows of a table by token id, and their gradients.
  * The gradients' sums have one order whatever runs first, without atomics: the rows' numbers are sorted by id (two
- * passes of sort.cuh for 65,536 ids), the sorted list is cut into chunks, and a warp adds the rows
- * of a chunk in ascending order, one run of equal ids after another. A run inside a chunk goes into the table at once;
- * what crosses chunks is left as partial sums that a second kernel adds, again in ascending order. Work is balanced
- * whatever the ids are: a token that fills half of the rows costs no more than others. An atomic variant would save the
- * sort (a few microseconds beside a pass over dx) and lose the order, so there is none. */
+ * passes of sort.cuh for 65,536 ids), the sorted list is cut into chunks, and a warp adds the rows of a chunk in
+ * ascending order, one run of equal ids after another. A run inside a chunk goes into the table at once; what crosses
+ * chunks is left as partial sums that a second kernel adds, again in ascending order. Work is balanced whatever the ids
+ * are: a token that fills half of the rows costs no more than others. An atomic variant would save the sort (a few
+ * microseconds beside a pass over dx) and lose the order, so there is none. */
 #include "kernels/cuda/rows.cuh"
 #include "kernels/cuda/sort.cuh"
 

@@ -30,7 +30,7 @@ struct learn_problem {
 
 constexpr int learn_own = 16, learn_chunk = 32; /* a block's own rows; columns of a width that go at once */
 
-/* WIDTH: of rows in shared memory, D or E. */
+/* D: the width of rows in shared memory, the wider of the teacher's and the indexer's, padded. */
 template <class T, int D> struct learn_shape_of;
 template <> struct learn_shape_of<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 1, 32>; };
 template <> struct learn_shape_of<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 1, 16>; };
