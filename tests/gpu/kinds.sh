@@ -23,7 +23,8 @@ length=${LENGTH:-64} batch=${BATCH:-2} steps=${STEPS:-2}
     { cat prep.txt; exit 1; }
 
 # name | attention | what trains in the stage `align`, and its options | how far a loss in bf16 may be: kinds that choose may choose
-# something else where rounding moves scores past each other, and a step of two sequences sees it
+# something else where rounding moves scores past each other, and a step of two sequences sees it. (The svd of a head 8 wide leaves an index
+# of 32 directions that hold rounding noise alone, which Adam makes as large as any: two devices then part. So that one starts at random.)
 students='
 masks     | kind: masks, candidates: [window(8), sinks(2), dilated(4, 8)] | [new] | 6e-2
 performer | kind: performer, features: 16, redraw_every: 3 | [attn.qkv] | 6e-2
@@ -33,7 +34,7 @@ relu-se   | kind: kerformer, map: relu-se, features: 16, hidden: 4, window: 8 | 
 nsa       | kind: nsa, compress: 8, stride: 4, block: 8, select: 4, window: 12 | [new] | 1e-1
 nsa-apart | kind: nsa, compress: 4, stride: 4, block: 8, select: 4, window: 8, union: false, branch_kv: separate, select_group: 1 | [new] | 1e-1
 indexer   | kind: indexer, tokens: 8, window: 6, sinks: 2 | [new] | 1e-1
-coarse    | kind: indexer, tokens: 8, window: 6, sinks: 2, coarse: 8, coarse_blocks: 2, per: head | [new] | 1e-1
+coarse    | kind: indexer, tokens: 8, window: 6, sinks: 2, coarse: 8, coarse_blocks: 2, per: head, init: random | [new] | 1e-1
 '
 recipe() { # name, attention, what trains in align and its options
     cat >"$1.yaml" <<Y
