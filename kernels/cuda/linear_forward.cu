@@ -146,9 +146,6 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_linear(f
 template <class S> enum status run_forward(const struct ops *ops, const linear_gradient &g) {
     const linear_problem &p = g.f;
     const int64_t tiles = divide_up(p.length, S::rows), pairs = p.batch * p.heads;
-    if (tiles * pairs > INT_MAX)
-        return error_set(STATUS_SHAPE, "linear_attention: expected up to %d tiles of queries, found %lld", INT_MAX,
-                         static_cast<long long>(tiles * pairs));
     forward_arguments a = {g, order_blocks(tiles, pairs, 0, p.causal)};
     return device_launch(ops, "linear_attention", attend_linear<S>, dim3(static_cast<unsigned>(tiles * pairs)),
                          S::threads, far_memory<S>::bytes(false), a);

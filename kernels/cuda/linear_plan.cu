@@ -145,9 +145,6 @@ template <class S> enum status run_references(const struct ops *ops, const char 
     for (int keys = 0; keys < 2; keys++) {
         reference_arguments<S> a = {p, keys ? p.k : p.q, static_cast<int>(divide_up(p.length, S::rows))};
         const int64_t blocks = p.batch * a.side.heads * a.tiles;
-        if (blocks > INT_MAX)
-            return error_set(STATUS_SHAPE, "%s: expected up to %d tiles of queries, found %lld", operation, INT_MAX,
-                             static_cast<long long>(blocks));
         TRY(device_launch(ops, operation, find_references<S>, dim3(static_cast<unsigned>(blocks)), S::threads,
                           (S::rows + S::columns) * S::stride * sizeof(typename S::real), a));
     }
@@ -260,6 +257,10 @@ enum status linear_measure(const struct ops *ops, const char *operation, const s
         p->part_tiles = static_cast<int>(divide_up(p->columns, decltype(shape)::columns));
         p->tiles = parts * p->part_tiles;
         p->features = p->tiles * decltype(shape)::columns;
+        const int64_t blocks = p->batch * p->heads * divide_up(p->length, decltype(shape)::rows);
+        if (blocks > INT_MAX)
+            return error_set(STATUS_SHAPE, "%s: expected up to %d tiles of queries, found %lld", operation, INT_MAX,
+                             static_cast<long long>(blocks));
         return STATUS_OK;
     });
 }

@@ -1,5 +1,5 @@
-/* Gradients of S::rows queries or keys of one head: the near pairs', and those by features through the feature maps; of
- * keys also dv, far and near. */
+/* Gradients of S::rows queries or keys of one head: the near pairs', and those by features through the feature maps;
+ * and dv, far and near. */
 #include "kernels/cuda/linear_gate.cuh"
 #include "kernels/cuda/linear_gradients.cuh"
 
@@ -64,10 +64,11 @@ __device__ near_lanes near_lanes_of(const linear_gradient &g, int64_t b, int hea
     return lanes;
 }
 
-/* d_x, and of keys d_value, += the near pairs' part. memory.rows, memory.others are under way or there. */
-template <class S, bool KEYS>
+/* d_x += the near pairs' part, or with VALUES (of keys) the gradient of their values. memory.rows and, without VALUES,
+ * memory.others are under way or there. */
+template <class S, bool KEYS, bool VALUES>
 __device__ void near_gradient(const linear_gradient &g, const rows_place &place, const far_memory<S> &memory,
-                              float (&d_x)[1][S::width / 8][4], float (&d_value)[1][S::width / 8][4]) {
+                              float (&d_x)[1][S::width / 8][4]) {
     using T = typename S::real;
     const linear_problem &p = g.f;
     const int window = window_of(p, place.b), last = min(place.first + S::rows, p.length) - 1;
@@ -86,7 +87,8 @@ __device__ void near_gradient(const linear_gradient &g, const rows_place &place,
             clear_sums(weights);
             clear_sums(d_weights);
             warp_product<T>::rows_by_rows(weights, row_product<S>(memory.rows + own), memory.column_x);
-            warp_product<T>::rows_by_rows(d_weights, row_product<S>(memory.others + own), memory.column_value);
+            if (!VALUES)
+                warp_product<T>::rows_by_rows(d_weights, row_product<S>(memory.others + own), memory.column_value);
 #pragma unroll
             for (int n = 0; n < S::groups; n++)
 #pragma unroll
@@ -97,13 +99,10 @@ __device__ void near_gradient(const linear_gradient &g, const rows_place &place,
                     const float delta = KEYS ? memory.deltas[at] : lanes.delta[half];
                     float &weight = weights[0][n][e], &d = d_weights[0][n][e];
                     weight = held ? exp2_quick(weight * p.scale_log2 - log_sum) : 0.0f;
-                    d = held ? p.scale * weight * (d - delta) : 0.0f;
+                    d = held && !VALUES ? p.scale * weight * (d - delta) : 0.0f;
                 }
-            if (KEYS)
-                warp_product<T>::template weights_by_rows<1, S::groups, S::width, S::stride>(d_value, weights,
-                                                                                             memory.column_value);
-            warp_product<T>::template weights_by_rows<1, S::groups, S::width, S::stride>(d_x, d_weights,
-                                                                                         memory.column_x);
+            warp_product<T>::template weights_by_rows<1, S::groups, S::width, S::stride>(
+                d_x, VALUES ? weights : d_weights, VALUES ? memory.column_value : memory.column_x);
             __syncthreads(); /* nobody reads the tiles any more */
         }
 }
@@ -285,51 +284,78 @@ template <class S> __device__ void hidden_gradient(const linear_gradient &g, con
     }
 }
 
+/* Whether the block has rows at all. */
+template <class S, bool KEYS> __device__ bool place_rows(const rows_arguments &a, rows_place *place) {
+    const linear_problem &p = a.g.f;
+    const int heads = KEYS ? p.groups : p.heads, row = static_cast<int>(blockIdx.x % a.tiles) * S::rows;
+    const int64_t pair = blockIdx.x / a.tiles;
+    const int head = static_cast<int>(pair % heads);
+    *place = rows_place{pair / heads, pair * a.g.slab + row, head, KEYS ? head : head / p.share, a.g.slab_first + row};
+    return place->first < p.length;
+}
+
+template <class S>
+__device__ void load_own(const linear_problem &p, const attention_view &from, const rows_place &place,
+                         typename S::real *to) {
+    load_rows<S::rows, S::width, S::stride, S::threads>(
+        to, attention_rows<const typename S::real>(from, place.b, place.head), from.token, place.first, p.length,
+        p.width, from.vector);
+}
+
+/* dv of S::rows keys of one head. */
+template <class S> __global__ void __launch_bounds__(S::threads) sum_values(rows_arguments a) {
+    using T = typename S::real;
+    const linear_problem &p = a.g.f;
+    rows_place place;
+    if (!place_rows<S, true>(a, &place)) return;
+    const far_memory<S> memory(shared_memory(), false);
+    load_own<S>(p, p.k.x, place, memory.rows);
+    copy_async_commit();
+    const int first = place.first + warp_number() * 16;
+    const far_lanes lanes = far_lanes_of<true>(p, a.g.records, place.b, place.head, first);
+    float sums[1][S::width / 8][4], unused[2] = {};
+    const float one[1][2] = {{1.0f, 1.0f}};
+    clear_sums(sums);
+    far_sum<S, true>(a.g, place.b, place.head, place.first, lanes, memory, sums, unused);
+    near_gradient<S, true, true>(a.g, place, memory, sums);
+    copy_async_wait<0>();
+    store_rows<1, S::width>(attention_rows<T>(a.g.dv, place.b, place.head), a.g.dv.token, first, p.length, 0, p.width,
+                            a.g.dv.vector, sums, one);
+}
+
+/* dq or dk of S::rows rows of one head. */
 template <class S, bool KEYS> __global__ void __launch_bounds__(S::threads) finish_rows(rows_arguments a) {
     using T = typename S::real;
     const linear_gradient &g = a.g;
     const linear_problem &p = g.f;
-    const int heads = KEYS ? p.groups : p.heads, row = static_cast<int>(blockIdx.x % a.tiles) * S::rows;
-    const int64_t pair = blockIdx.x / a.tiles, b = pair / heads;
-    const int head = static_cast<int>(pair % heads);
-    const rows_place place = {b, pair * g.slab + row, head, KEYS ? head : head / p.share, g.slab_first + row};
-    if (place.first >= p.length) return;
+    rows_place place;
+    if (!place_rows<S, KEYS>(a, &place)) return;
     const far_memory<S> memory(shared_memory(), true);
-    const attention_view &x = KEYS ? p.k.x : p.q.x, &other = KEYS ? p.v : g.d_o;
-    load_rows<S::rows, S::width, S::stride, S::threads>(memory.rows, attention_rows<const T>(x, b, head), x.token,
-                                                        place.first, p.length, p.width, x.vector);
-    if (!g.d_near)
-        load_rows<S::rows, S::width, S::stride, S::threads>(memory.others, attention_rows<const T>(other, b, head),
-                                                            other.token, place.first, p.length, p.width, other.vector);
+    load_own<S>(p, KEYS ? p.k.x : p.q.x, place, memory.rows);
+    if (!g.d_near) load_own<S>(p, KEYS ? p.v : g.d_o, place, memory.others);
     copy_async_commit();
-    const int warp_first = place.first + warp_number() * 16;
-    float d_x[1][S::width / 8][4], d_value[1][S::width / 8][4], sums[2][2] = {};
-    const float one[1][2] = {{1.0f, 1.0f}};
+    float d_x[1][S::width / 8][4], sums[2][2] = {};
     clear_sums(d_x);
-    clear_sums(d_value);
-    if (KEYS && !g.d_near) {
-        float unused[2] = {};
-        const far_lanes lanes = far_lanes_of<true>(p, g.records, b, head, warp_first);
-        far_sum<S, true>(g, b, head, place.first, lanes, memory, d_value, unused);
-    }
     if (g.d_near)
         load_near_gradient<S>(g, place, d_x);
     else
-        near_gradient<S, KEYS>(g, place, memory, d_x, d_value);
-    if (KEYS && !g.d_near)
-        store_rows<1, S::width>(attention_rows<T>(g.dv, b, head), g.dv.token, warp_first, p.length, 0, p.width,
-                                g.dv.vector, d_value, one);
-    const lane_rows rows = lane_rows_of(p, KEYS ? p.k : p.q, b, head, warp_first);
+        near_gradient<S, KEYS, false>(g, place, memory, d_x);
+    const int first = place.first + warp_number() * 16;
+    const lane_rows rows = lane_rows_of(p, KEYS ? p.k : p.q, place.b, place.head, first);
     sum_features<S, KEYS>(g, place, rows, memory, sums);
     if (!KEYS && g.beta_rows && !g.d_near && threadIdx.x % 4 == 0)
         for (int half = 0; half < 2; half++)
-            if (rows.token[half] >= 0) g.beta_rows[pair * p.length + rows.token[half]] = sums[0][half] + sums[1][half];
+            if (rows.token[half] >= 0)
+                g.beta_rows[(place.b * p.heads + place.head) * p.length + rows.token[half]] =
+                    sums[0][half] + sums[1][half];
     features_gradient<S, KEYS>(g, place, rows, memory, sums, d_x);
     const attention_view &to = KEYS ? g.dk : g.dq;
-    if (g.d_near && to.data) add_rows<S>(p, to, place, d_x);
+    const float one[1][2] = {{1.0f, 1.0f}};
     if (!g.d_near)
-        store_rows<1, S::width>(attention_rows<T>(to, b, head), to.token, warp_first, p.length, 0, p.width, to.vector,
-                                d_x, one);
+        store_rows<1, S::width>(attention_rows<T>(to, place.b, place.head), to.token, first, p.length, 0, p.width,
+                                to.vector, d_x, one);
+    else if (to.data)
+        add_rows<S>(p, to, place, d_x);
     if (!KEYS && p.excite) hidden_gradient<S>(g, place);
 }
 
@@ -341,7 +367,9 @@ enum status linear_rows(const struct ops *ops, const char *operation, const line
         const rows_arguments a = {g, static_cast<int>(divide_up(g.slab, S::rows))};
         const dim3 grid(static_cast<unsigned>(g.f.batch * (of_keys ? g.f.groups : g.f.heads) * a.tiles));
         const size_t shared = far_memory<S>::bytes(true);
-        if (of_keys) return device_launch(ops, operation, finish_rows<S, true>, grid, S::threads, shared, a);
-        return device_launch(ops, operation, finish_rows<S, false>, grid, S::threads, shared, a);
+        if (!of_keys) return device_launch(ops, operation, finish_rows<S, false>, grid, S::threads, shared, a);
+        if (!g.d_near)
+            TRY(device_launch(ops, operation, sum_values<S>, grid, S::threads, far_memory<S>::bytes(false), a));
+        return device_launch(ops, operation, finish_rows<S, true>, grid, S::threads, shared, a);
     });
 }
