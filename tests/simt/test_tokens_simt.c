@@ -358,6 +358,25 @@ static void wrong_inputs(void **state) {
     release(&e.m);
 }
 
+/* Lists in disorder over more tokens than lie in shared memory at once. */
+static void long_disorder(void **state) {
+    (void)state;
+    static const struct index_case row = {"disorder", 1, 1100, 1, 1, 8, 1, 1, 1, 8, 3, 1, 1, 0, 0, 0, {0}, false, 1};
+    const struct ops *ops = index_open("cuda-f32", 1, NULL);
+    struct index_arrays x;
+    index_fill(&row, &x);
+    for (int32_t i = 0; i < 1100; i++) {
+        x.chosen[3 * i] = i / 2;
+        x.chosen[3 * i + 1] = i - 2;
+        x.chosen[3 * i + 2] = i % 3 ? i / 4 : -1;
+    }
+    index_run(ops, &row, &x, RUN_ATTEND | RUN_BACKWARD);
+    for (int n = 0; n < INPUT_R; n++)
+        for (int64_t i = 0; i < index_gradient_count(&row, n); i++) assert_true(isfinite(x.gradients[n][i]));
+    index_free(&x);
+    ops->close(ops);
+}
+
 /* Losses alone are those that come with gradients; lists that are absent are lists that hold nothing; over all pairs
  * without hits nobody looks at lists, window and sinks. */
 static void optional_arguments(void **state) {
@@ -394,10 +413,10 @@ int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) chosen = argv[2];
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(attend_f32),         cmocka_unit_test(attend_bf16),    cmocka_unit_test(learn_f32),
-        cmocka_unit_test(learn_bf16),         cmocka_unit_test(same_bits),      cmocka_unit_test(guarded),
-        cmocka_unit_test(far_elements),       cmocka_unit_test(absent_entries), cmocka_unit_test(wrong_inputs),
-        cmocka_unit_test(optional_arguments),
+        cmocka_unit_test(attend_f32),    cmocka_unit_test(attend_bf16),        cmocka_unit_test(learn_f32),
+        cmocka_unit_test(learn_bf16),    cmocka_unit_test(same_bits),          cmocka_unit_test(guarded),
+        cmocka_unit_test(far_elements),  cmocka_unit_test(absent_entries),     cmocka_unit_test(wrong_inputs),
+        cmocka_unit_test(long_disorder), cmocka_unit_test(optional_arguments),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
