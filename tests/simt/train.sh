@@ -74,8 +74,6 @@ check "evaluation as on the CPU" test "$(figures "$cpu" eval --model kl-cpu --te
 written() { "$@" --model kl-cpu --prompt "the" --tokens 12 2>/dev/null; }
 check "generation as on the CPU" test "$(written "$cpu" generate)" = "$(written "$gpu" generate --device cuda)"
 check "generation in bf16" "$gpu" generate --model kl-cpu --prompt "the" --tokens 4 --device cuda --precision bf16
-check "a kind without GPU kernels" refused 2 "kind nsa has no GPU kernels; use device cpu" \
-    "$gpu" train kl.yaml --device=cuda --run=no '--student.attention=[{layers: all, kind: nsa, select: 3, block: 8, window: 8, compress: 4, stride: 4}]'
 check "no CUDA in this program" refused 2 "cuda: this program was built without CUDA" \
     "${SQUINT_BUILD:-build/release}/tests/squint_absent" train lm.yaml --device=cuda --run=no
 [ ! -e no ] || { echo "FAIL a refused run left its folder"; failures=$((failures + 1)); }
