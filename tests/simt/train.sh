@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole program on the CUDA table, executed on the host (squint_simt): training, evaluation, generation of `full` and `masks` as on the
-# CPU, in fp32 and in bf16; a checkpoint of one device goes on on the other; two ranks; what a GPU does not run is said before any work.
+# CPU, in fp32 and in bf16; a checkpoint of one device goes on on the other; two ranks; a program without CUDA says so.
+# The other kinds: tests/gpu/kinds.sh.
 set -uo pipefail
 cpu=${SQUINT:-build/release/squint}
 gpu=${SQUINT_BUILD:-build/release}/tests/squint_simt
