@@ -268,47 +268,12 @@ static void recording_refused(void **state) {
     ops->close(ops);
 }
 
-/* What runs on the CPU alone says so by name. */
-static void operations_refused(void **state) {
-    (void)state;
-    const struct ops *ops;
-    CHECK_OK(ops_open("cuda", NULL, &ops));
-#define REFUSED(operation)                                                                                             \
-    do {                                                                                                               \
-        assert_int_equal(ops->operation(ops, NULL), STATUS_USAGE);                                                     \
-        assert_non_null(strstr(error_message(), #operation ": no form on cuda"));                                      \
-        error_clear();                                                                                                 \
-    } while (0)
-    REFUSED(linear_attention);
-    REFUSED(linear_attention_backward);
-    REFUSED(linear_attention_weights);
-    REFUSED(linear_attention_decode);
-    REFUSED(block_compress);
-    REFUSED(block_compress_backward);
-    REFUSED(compressed_attention);
-    REFUSED(compressed_attention_backward);
-    REFUSED(compressed_decode);
-    REFUSED(block_attention);
-    REFUSED(block_attention_backward);
-    REFUSED(gate_mix);
-    REFUSED(gate_mix_backward);
-    REFUSED(block_mass);
-    REFUSED(index_pool);
-    REFUSED(index_select);
-    REFUSED(index_decode);
-    REFUSED(token_attention);
-    REFUSED(token_attention_backward);
-    REFUSED(index_learn);
-    ops->close(ops);
-}
-
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(calls_fail),         cmocka_unit_test(memory_fails),
         cmocka_unit_test(pieces_and_sizes),   cmocka_unit_test(types),
         cmocka_unit_test(sizes_refused),      cmocka_unit_test(recording_refused),
-        cmocka_unit_test(operations_refused),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
