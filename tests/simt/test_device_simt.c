@@ -271,9 +271,8 @@ static void recording_refused(void **state) {
 int main(int argc, char **argv) {
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(calls_fail),         cmocka_unit_test(memory_fails),
-        cmocka_unit_test(pieces_and_sizes),   cmocka_unit_test(types),
-        cmocka_unit_test(sizes_refused),      cmocka_unit_test(recording_refused),
+        cmocka_unit_test(calls_fail), cmocka_unit_test(memory_fails),  cmocka_unit_test(pieces_and_sizes),
+        cmocka_unit_test(types),      cmocka_unit_test(sizes_refused), cmocka_unit_test(recording_refused),
     };
     return check_exit(cmocka_run_group_tests(tests, NULL, NULL));
 }
