@@ -10,7 +10,7 @@ template <> struct backward_shape<bf16, 128> { using shape = tile_shape<bf16, 12
 template <> struct backward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 16>; };
 template <> struct backward_shape<float, 64> { using shape = tile_shape<float, 64, 4, 1, 16>; };
 template <> struct backward_shape<float, 128> { using shape = tile_shape<float, 128, 4, 1, 16>; };
-template <> struct backward_shape<float, 256> { using shape = tile_shape<float, 256, 2, 1, 16>; };
+template <> struct backward_shape<float, 256> { using shape = tile_shape<float, 256, 2, 1, 8>; };
 
 constexpr int record_threads = 128;
 template <class S> constexpr int own_rows = S::tiles * 16;

@@ -18,7 +18,7 @@ template <> struct keys_shape_of<bf16, 128> { using shape = keys_shape<tile_shap
 template <> struct keys_shape_of<bf16, 256> { using shape = keys_shape<tile_shape<bf16, 256, 4, 1, 16>, 128>; };
 template <> struct keys_shape_of<float, 64> { using shape = keys_shape<tile_shape<float, 64, 4, 1, 16>, 64>; };
 template <> struct keys_shape_of<float, 128> { using shape = keys_shape<tile_shape<float, 128, 4, 1, 16>, 128>; };
-template <> struct keys_shape_of<float, 256> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 16>, 128>; };
+template <> struct keys_shape_of<float, 256> { using shape = keys_shape<tile_shape<float, 256, 2, 1, 8>, 128>; };
 
 /* Tiles are numbered (b·G + group)·tiles + tile. A tile whose walk is cut has a slot for each piece. */
 struct piece_plan {
