@@ -9,7 +9,7 @@ static enum status check_sizes(const char *operation, int32_t compress, int32_t 
 }
 
 static enum status check_groups(const char *operation, int64_t heads, int64_t groups) {
-    if (groups >= 1 && heads % groups == 0) return STATUS_OK;
+    if (groups >= 1 && heads >= groups && heads % groups == 0) return STATUS_OK;
     return error_set(STATUS_SHAPE, "%s: k: %lld query heads are no multiple of %lld key heads", operation,
                      (long long)heads, (long long)groups);
 }

@@ -229,6 +229,7 @@ enum status block_items_find(const struct ops *ops, const char *operation, const
 }
 
 int block_parts(const struct ops *ops, int64_t rows, int64_t most_items) {
+    if (rows < 1) return 1; /* no sequence at all */
     const int64_t wanted = divide_up(static_cast<int64_t>(ops->device->multiprocessors) * 8, rows);
     return static_cast<int>(wanted < most_items ? wanted : most_items > 1 ? most_items : 1);
 }

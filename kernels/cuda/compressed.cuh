@@ -71,6 +71,7 @@ __device__ inline int keep_largest(int used, unsigned bound, int ties, Entry ent
         const unsigned equal = __ballot_sync(whole_warp, there && one.key == bound);
         const bool fits = one.key > bound || (one.key == bound && __popc(equal & before) < ties);
         const unsigned keep = __ballot_sync(whole_warp, there && fits);
+        __syncwarp(); /* all have read their entry */
         if (keep >> lane & 1) store(kept + __popc(keep & before), one);
         ties = max(ties - __popc(equal), 0);
         kept += __popc(keep);

@@ -15,8 +15,10 @@ template <int D> struct choice_shape<float, D> {
     using shape = tile_shape<float, D, D == 256 ? 2 : 4, 1, D == 256 ? 16 : 32>;
 };
 
-constexpr int64_t entries_shared = 96 << 10; /* bytes of a block's candidates that still lie in shared memory */
-constexpr int carried_most = 64;             /* selection blocks that an edge between tiles may cut */
+/* Bytes of a block's candidates, and of what edges cut, that still lie in shared memory: beside any shape's tiles
+ * within the 163 KiB of an A100. */
+constexpr int64_t entries_shared = 54 << 10;
+constexpr int carried_most = 64; /* selection blocks that an edge between tiles may cut */
 
 struct choice_arguments {
     attention_view q, k;
@@ -306,12 +308,16 @@ __global__ void __launch_bounds__(S::threads, S::threads == 64 ? 4 : 3) choose_b
 
 constexpr int rows_most = 64; /* of all shapes */
 
-/* What decides how much memory the candidates take. A merge keeps `competing`, and 32 more must fit in. */
-void size_candidates(const struct ops *ops, int32_t select, choice_arguments *a, int64_t *spill_blocks) {
-    a->competing = select - 3;
-    a->capacity = a->competing + (a->competing > 32 ? a->competing : 32);
+/* What decides how much memory the candidates take, and what edges cut (blocks that no sequence of this length can hold
+ * cut nothing). A merge keeps `competing`, and 32 more must fit in. */
+void size_candidates(const struct ops *ops, const struct compressed_attention *a, choice_arguments *g,
+                     int64_t *spill_blocks) {
+    g->sizes = choice_sizes_of(a->compress, a->stride, a->block, a->select, a->k.shape[1]);
+    g->carried = a->compress > a->q.shape[1] ? 1 : (g->sizes.overlap + g->sizes.units - 2) / g->sizes.units + 1;
+    g->competing = a->select - 3;
+    g->capacity = g->competing + (g->competing > 32 ? g->competing : 32);
     *spill_blocks = 0;
-    if (static_cast<int64_t>(a->capacity) * rows_most * 8 > entries_shared)
+    if ((static_cast<int64_t>(g->capacity) + g->carried) * rows_most * 8 > entries_shared)
         *spill_blocks = 2 * static_cast<int64_t>(ops->device->multiprocessors);
 }
 
@@ -330,7 +336,7 @@ template <class S> enum status run_choice(const struct ops *ops, choice_argument
 size_t compressed_choice_bytes(const struct ops *ops, const struct compressed_attention *a) {
     choice_arguments g = {};
     int64_t spill_blocks;
-    size_candidates(ops, a->select, &g, &spill_blocks);
+    size_candidates(ops, a, &g, &spill_blocks);
     return static_cast<size_t>(spill_blocks) * rows_most * static_cast<size_t>(g.capacity) * 2 * sizeof(unsigned);
 }
 
@@ -338,7 +344,7 @@ enum status compressed_choice(const struct ops *ops, const struct compressed_att
                               const document_blocks &blocks, void *memory) {
     choice_arguments g = {};
     int64_t spill_blocks;
-    size_candidates(ops, a->select, &g, &spill_blocks);
+    size_candidates(ops, a, &g, &spill_blocks);
     g.q = p.q;
     g.k = p.k;
     g.begin = blocks.begin;
@@ -346,7 +352,6 @@ enum status compressed_choice(const struct ops *ops, const struct compressed_att
     g.log_sums = p.log_sums;
     g.chosen = data_of<int32_t>(a->chosen);
     g.spilled = spill_blocks ? static_cast<unsigned *>(memory) : nullptr;
-    g.sizes = choice_sizes_of(a->compress, a->stride, a->block, a->select, blocks.bound);
     g.length = p.length;
     g.keys = p.keys;
     g.heads = p.heads;
@@ -356,8 +361,6 @@ enum status compressed_choice(const struct ops *ops, const struct compressed_att
     g.width = p.width;
     g.pairs = a->q.shape[0] * g.lists;
     g.scale_log2 = p.scale_log2;
-    /* Blocks that no sequence of this length can hold cut nothing. */
-    g.carried = a->compress > p.length ? 1 : (g.sizes.overlap + g.sizes.units - 2) / g.sizes.units + 1;
     if (g.carried > carried_most)
         return error_set(STATUS_SHAPE,
                          "compressed_attention: block: expected compressed blocks of %d to lie in up to %d selection "

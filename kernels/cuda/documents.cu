@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(256) find_ends(find_arguments a) {
         }
         a.end[n] = lo;
         const int place = i - begin[i];
-        if (place % a.stride == 0 && (a.partial || i + a.width <= lo))
+        if (place % a.stride == 0 && (a.partial || a.width <= lo - i))
             a.first[b * a.bound + a.base[n] + place / a.stride] = i;
     }
 }

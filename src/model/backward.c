@@ -133,7 +133,7 @@ enum status model_backward(struct plan *plan, struct tensor d_hidden) {
 /* --- objective `attention` ---------------------------------------------------------------------------------------- */
 
 static struct tensor sum_of(const struct plan *plan, int64_t layer, int which) {
-    return tensor_rows(tensor_reshape(plan->sums, 1, (const int64_t[]){2 * plan->model->config.layers}), 2 * layer + which, 1);
+    return tensor_rows(plan->sums, 2 * layer + which, 1);
 }
 
 /* Does anything of the layer's attention train before its output? */

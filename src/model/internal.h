@@ -52,7 +52,7 @@ struct plan {
     struct tensor d_kind; /* [N,C] what a kind that reads x sends back into it */
     struct tensor d_h; /* [N,F]; also h, when that is not saved: their lives do not meet. d_n is delta likewise */
     /* align */
-    struct tensor sums; /* [L,2] F64 on the device: error and norm of every layer */
+    struct tensor sums; /* [2·L] F64 on the device: error and norm of every layer; while the plan probes, sums of what it looks at */
     struct tensor loss; /* [1] F64 on the device: the kinds' own losses since the last forward pass */
 };
 

@@ -85,6 +85,7 @@ static void take_common(struct plan *plan, struct arena *arena) {
     plan->positions = arena_1d(arena, DTYPE_I32, n);
     plan->start = arena_2d(arena, DTYPE_I32, plan->options.batch, plan->options.length);
     plan->frequencies = arena_1d(arena, ops->statistic, c->head_width / 2 > 0 ? c->head_width / 2 : 1);
+    plan->sums = arena_1d(arena, DTYPE_F64, 2 * c->layers);
     plan->loss = arena_1d(arena, DTYPE_F64, 1);
     plan->delta = arena_2d(arena, ops->real, n, c->width);
     plan->d_n = plan->delta;
@@ -120,7 +121,6 @@ static enum status build_align(struct plan *plan, struct arena *arena) {
     enum dtype real = model->params.ops->real;
     take_common(plan, arena);
     take_attention_gradients(plan, arena);
-    plan->sums = arena_2d(arena, DTYPE_F64, c->layers, 2);
     bool own = false; /* else the teacher's q, k, v are the student's */
     for (int64_t l = 0; l < c->layers; l++) own = own || linear_is_own(&plan->params[l].qkv);
     struct layer_saved shared = {
