@@ -133,7 +133,7 @@ template <class S> __global__ void __launch_bounds__(32 * row_warps) select_rows
 }
 
 /* Rows of a block: as many as leave room for two blocks on a multiprocessor, if any do. */
-constexpr size_t shared_wanted = size_t{99} << 10, shared_most = size_t{227} << 10;
+constexpr size_t shared_wanted = size_t{99} << 10, shared_most = size_t{163} << 10;
 
 template <class S> enum status run_rows(const struct ops *ops, row_arguments g, int64_t pairs) {
     int warps = row_warps;
