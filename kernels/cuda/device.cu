@@ -40,6 +40,9 @@ enum status device_allow_shared(struct device *device, const void *kernel, size_
     if (shared <= always) return STATUS_OK;
     size_t &allowed = device->allocations->shared[kernel];
     if (shared <= allowed) return STATUS_OK;
+    if (shared > device->shared_most)
+        return error_set(STATUS_SHAPE, "%s: these shapes need %zu bytes of shared memory, this GPU gives a block %zu",
+                         name, shared, device->shared_most);
     TRY(cuda_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
                     name));
     allowed = shared;
@@ -65,6 +68,7 @@ static enum status open_on(struct device *device) {
             properties.name, properties.sharedMemPerBlockOptin >> 10);
     }
     device->multiprocessors = properties.multiProcessorCount;
+    device->shared_most = properties.sharedMemPerBlockOptin;
     CUDA_TRY(cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking));
     TRY(staging_open(device));
     TRY(blas_open(device));

@@ -18,6 +18,7 @@ enum { tuned_most = 8, tuned_lengths = 25 }; /* kernels with several forms at mo
 struct device {
     int number;          /* CUDA's device ordinal */
     int multiprocessors; /* of the device */
+    size_t shared_most;  /* bytes of shared memory that a block may have */
     bool deterministic;  /* no atomics whose order changes a bit */
     cudaStream_t stream; /* everything runs on it, in order */
     char description[384];
@@ -49,7 +50,8 @@ enum status cuda_status(cudaError_t error, const char *what);
 enum status device_scratch(const struct ops *ops, size_t bytes, void **block);
 
 /* Lets `kernel` have `shared` bytes of dynamic shared memory from now on: once for each size that is larger than
- * before, for the default of 48 KiB counts arrays too, and a recorded launch may need more than the next one. */
+ * before, for the default of 48 KiB counts arrays too, and a recorded launch may need more than the next one.
+ * STATUS_SHAPE: more than a block can have. */
 enum status device_allow_shared(struct device *device, const void *kernel, size_t shared, const char *name);
 
 /* Starts `kernel` on the device's stream: `grid` blocks (0 in any extent: nothing to do) of `threads`, `shared` bytes

@@ -133,16 +133,16 @@ template <class S> __global__ void __launch_bounds__(32 * row_warps) select_rows
 }
 
 /* Rows of a block: as many as leave room for two blocks on a multiprocessor, if any do. */
-constexpr size_t shared_wanted = size_t{99} << 10, shared_most = size_t{163} << 10;
+constexpr size_t shared_wanted = size_t{99} << 10;
 
 template <class S> enum status run_rows(const struct ops *ops, row_arguments g, int64_t pairs) {
     int warps = row_warps;
     while (warps > 1 && row_memory_bytes<S>(g.heads, warps * warp_rows) > shared_wanted) warps /= 2;
     const size_t bytes = row_memory_bytes<S>(g.heads, warps * warp_rows);
-    if (bytes > shared_most)
+    if (bytes > ops->device->shared_most)
         return error_set(STATUS_SHAPE,
                          "index_select: %d heads of a list, %d wide, need %zu bytes of shared memory, of %zu", g.heads,
-                         g.p.width, bytes, shared_most);
+                         g.p.width, bytes, ops->device->shared_most);
     g.rows = warps * warp_rows;
     const int64_t tiles = divide_up(g.end - g.first, g.rows);
     if (tiles * pairs > INT_MAX)

@@ -22,7 +22,11 @@ struct simt_event {
 
 namespace {
 
-constexpr int shared_most = 163 << 10; /* of a block, as an A100 has it: the least that the kernels are made for */
+/* Of a block: as an H100 has it, or what SIMT_SHARED_KIB says (163: an A100). */
+const int shared_most = [] {
+    const char *kib = getenv("SIMT_SHARED_KIB");
+    return (kib ? atoi(kib) : 227) << 10;
+}();
 
 std::map<const char *, size_t> device_blocks, pinned_blocks;
 std::vector<simt_stream *> streams;
