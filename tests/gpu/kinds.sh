@@ -24,7 +24,8 @@ length=${LENGTH:-64} batch=${BATCH:-2} steps=${STEPS:-2}
 
 # name | attention | what trains in the stage `align`, and its options | how far a loss in bf16 may be: kinds that choose may choose
 # something else where rounding moves scores past each other, and a step of two sequences sees it. (The svd of a head 8 wide leaves an index
-# of 32 directions that hold rounding noise alone, which Adam makes as large as any: two devices then part. So that one starts at random.)
+# of 32 directions that hold rounding noise alone, which Adam makes as large as any: two devices then part. So that one starts at random. Rates are low
+# for the same reason: an optimizer's first updates are the signs of gradients, however small these are.)
 students='
 masks     | kind: masks, candidates: [window(8), sinks(2), dilated(4, 8)] | [new] | 6e-2
 performer | kind: performer, features: 16, redraw_every: 3 | [attn.qkv] | 6e-2
@@ -43,8 +44,8 @@ teacher: $data/stories260K
 data: {train: c-train-*.h5, valid: c-valid-*.h5}
 student: {attention: [{layers: all, $2}]}
 stages:
-  - {name: align, objective: attention, train: $3, length: $length, batch: $batch, steps: $steps, lr: 1.0e-2, warmup_steps: 1}
-  - {name: distil, objective: kl, train: [new, attn.qkv], length: $length, batch: $batch, steps: $steps, lr: 1.0e-3, warmup_steps: 1}
+  - {name: align, objective: attention, train: $3, length: $length, batch: $batch, steps: $steps, lr: 1.0e-3, warmup_steps: 1}
+  - {name: distil, objective: kl, train: [new, attn.qkv], length: $length, batch: $batch, steps: $steps, lr: 1.0e-4, warmup_steps: 1}
 train: {micro_batch: 1}
 checkpoint: {every: $steps, keep: 2}
 eval: {every: 0, sequences: 1}
