@@ -75,6 +75,7 @@ parity() {
     # $SQUINT_DATA: a folder with the trained model stories260K and its golden.json; without it the random models of transformers alone.
     SQUINT=$squint SQUINT_SOURCE=$here SQUINT_OPTIONS=--device=cuda step parity-golden 600 "$tests/test_golden_commands"
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh
+    SQUINT=$squint COMPARE=$compare step parity-kinds 900 bash tests/gpu/kinds.sh
 }
 
 # Its exit code is 9 when the sanitizer found something; the program's own failures keep theirs.
