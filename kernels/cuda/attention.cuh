@@ -61,6 +61,7 @@ size_t attention_plan_bytes(const struct attention *a);
 enum status attention_plan(const struct ops *ops, const char *operation, const struct attention *a, char *memory,
                            attention_problem *p);
 attention_view attention_view_of(struct tensor t);
+attention_view view_of_heads(struct tensor t); /* of [B,heads,D]: one token a sequence */
 /* sums [B,H,count,T] = natural log Z_m of the candidates that are dead (or, `dead` false, not), −inf for the others;
  * only of heads with one dead candidate at least (dead false: with two living ones at least). */
 enum status attention_sums(const struct ops *ops, const attention_problem &p, int64_t batch, bool dead, float *sums);

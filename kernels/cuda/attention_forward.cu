@@ -105,17 +105,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_plain(fo
             product::rows_by_rows(scores, of_q, k);
             mask_scores<S>(scores, rule, spans, p.scale_log2, key,
                            hull_covered(rule, candidates[0].hulls[0], key, key + S::columns));
-#pragma unroll
-            for (int tile = 0; tile < S::tiles; tile++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const float factor = take_row(scores[tile], half, most[tile][half], sum[tile][half]);
-#pragma unroll
-                    for (int n = 0; n < S::width / 8; n++) {
-                        out[tile][n][2 * half] *= factor;
-                        out[tile][n][2 * half + 1] *= factor;
-                    }
-                }
+            take_rows(scores, most, sum, out);
             product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, v);
         });
     const float c = coefficient_of(p, h, m);

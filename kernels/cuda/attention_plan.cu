@@ -129,6 +129,15 @@ attention_view attention_view_of(struct tensor t) {
                           bits * size % 16 == 0 && reinterpret_cast<uintptr_t>(t.data) % 16 == 0};
 }
 
+attention_view view_of_heads(struct tensor t) {
+    struct tensor four = t;
+    four.stride[1] = 0;
+    four.stride[2] = t.stride[1];
+    four.stride[3] = 1;
+    four.shape[3] = t.shape[2];
+    return attention_view_of(four);
+}
+
 size_t attention_plan_bytes(const struct attention *a) {
     const size_t hulls = static_cast<size_t>(a->q.shape[0] * a->count * hull_count_of(a)) * sizeof(attention_hull);
     return spans_bytes(a) + (hulls + 255) / 256 * 256;

@@ -65,6 +65,22 @@ template <int GROUPS> __device__ inline float take_row(float (&scores)[GROUPS][4
         }
     return factor;
 }
+/* The same of all rows of a lane; out, the sums of values by earlier weights, is multiplied. */
+template <int TILES, int GROUPS, int OUT>
+__device__ inline void take_rows(float (&scores)[TILES][GROUPS][4], float (&most)[TILES][2], float (&sum)[TILES][2],
+                                 float (&out)[TILES][OUT][4]) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const float factor = take_row(scores[tile], half, most[tile][half], sum[tile][half]);
+#pragma unroll
+            for (int n = 0; n < OUT; n++) {
+                out[tile][n][2 * half] *= factor;
+                out[tile][n][2 * half + 1] *= factor;
+            }
+        }
+}
 
 /* tile [ROWS][STRIDE] = rows first … first + ROWS − 1 of `from` (rows are `step` elements apart), zeros after row
  * length − 1 and after column width − 1. By all of THREADS; complete once copy_async_wait has waited for the group and

@@ -96,6 +96,20 @@ enum status block_keys(const struct ops *ops, const block_problem &p, const atte
 
 /* --- the kernels' side --- */
 
+/* Joining a chunk's partial results: a warp has a head of a query, number n of them. */
+constexpr int join_threads = 128;
+struct joined_row {
+    int64_t b;
+    int i, list, head;
+};
+__device__ inline joined_row joined_row_of(const block_problem &p, const block_chunk &chunk, int64_t n) {
+    const int of_list = p.heads / p.lists;
+    const int64_t pair = chunk.first_pair + n / chunk.rows / of_list;
+    const int list = static_cast<int>(pair % p.lists);
+    return joined_row{pair / p.lists, chunk.first + static_cast<int>(n % chunk.rows), list,
+                      list * of_list + static_cast<int>(n / chunk.rows % of_list)};
+}
+
 /* Floats from one partial result to the next. */
 __host__ __device__ inline int partial_width(const block_problem &p) {
     return (p.width + 3) / 4 * 4;

@@ -13,8 +13,6 @@ template <int D> struct rows_shape<float, D> {
     using shape = tile_shape<float, D, D == 256 ? 2 : 4, 1, D == 256 ? 16 : 32>;
 };
 
-constexpr int join_threads = 128;
-
 struct rows_arguments {
     block_problem p;
     attention_view d_o, dq;
@@ -113,14 +111,11 @@ template <class S> __global__ void __launch_bounds__(S::threads) gather_chosen(r
 template <class T, int D> __global__ void __launch_bounds__(join_threads) join_dq(rows_arguments g) {
     const block_problem &p = g.p;
     constexpr int each = D / 32; /* columns of a lane: 32 apart */
-    const int lane = static_cast<int>(threadIdx.x % 32), of_list = p.heads / p.lists, step = partial_width(p);
-    const int64_t count = static_cast<int64_t>(g.chunk.pairs) * of_list * g.chunk.rows;
+    const int lane = static_cast<int>(threadIdx.x % 32), step = partial_width(p);
+    const int64_t count = static_cast<int64_t>(g.chunk.pairs) * (p.heads / p.lists) * g.chunk.rows;
     for (int64_t n = static_cast<int64_t>(blockIdx.x) * (join_threads / 32) + threadIdx.x / 32; n < count;
          n += static_cast<int64_t>(gridDim.x) * (join_threads / 32)) {
-        const int i = g.chunk.first + static_cast<int>(n % g.chunk.rows);
-        const int64_t pair = g.chunk.first_pair + n / g.chunk.rows / of_list, b = pair / p.lists;
-        const int list = static_cast<int>(pair % p.lists);
-        const int head = list * of_list + static_cast<int>(n / g.chunk.rows % of_list);
+        const auto [b, i, list, head] = joined_row_of(p, g.chunk, n);
         float sum[each];
 #pragma unroll
         for (int k = 0; k < each; k++) sum[k] = 0.0f;

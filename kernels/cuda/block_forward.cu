@@ -10,8 +10,6 @@ template <> struct block_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 
 template <> struct block_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
 template <int D> struct block_shape<float, D> { using shape = tile_shape<float, D, 4, 1, D == 256 ? 16 : 32>; };
 
-constexpr int join_threads = 128;
-
 struct forward_arguments {
     block_problem p;
     block_chunk chunk;
@@ -93,17 +91,7 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_chosen(f
             clear_sums(scores);
             product::rows_by_rows(scores, of_q, keys);
             mask_scores<S>(scores, own, p.scale_log2, key);
-#pragma unroll
-            for (int tile = 0; tile < S::tiles; tile++)
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const float factor = take_row(scores[tile], half, most[tile][half], sum[tile][half]);
-#pragma unroll
-                    for (int n = 0; n < S::width / 8; n++) {
-                        out[tile][n][2 * half] *= factor;
-                        out[tile][n][2 * half + 1] *= factor;
-                    }
-                }
+            take_rows(scores, most, sum, out);
             product::template weights_by_rows<S::tiles, S::groups, S::width, S::stride>(out, scores, values);
             if (key + S::columns < tokens.y) __syncthreads(); /* nobody reads these keys any more */
         }
@@ -125,14 +113,11 @@ template <class S> __global__ void __launch_bounds__(S::threads) attend_chosen(f
 template <class T, int D> __global__ void __launch_bounds__(join_threads) join_parts(forward_arguments g) {
     const block_problem &p = g.p;
     constexpr int each = D / 32; /* columns of a lane: 32 apart */
-    const int lane = static_cast<int>(threadIdx.x % 32), of_list = p.heads / p.lists, step = partial_width(p);
-    const int64_t count = static_cast<int64_t>(g.chunk.pairs) * of_list * g.chunk.rows;
+    const int lane = static_cast<int>(threadIdx.x % 32), step = partial_width(p);
+    const int64_t count = static_cast<int64_t>(g.chunk.pairs) * (p.heads / p.lists) * g.chunk.rows;
     for (int64_t n = static_cast<int64_t>(blockIdx.x) * (join_threads / 32) + threadIdx.x / 32; n < count;
          n += static_cast<int64_t>(gridDim.x) * (join_threads / 32)) {
-        const int i = g.chunk.first + static_cast<int>(n % g.chunk.rows);
-        const int64_t pair = g.chunk.first_pair + n / g.chunk.rows / of_list, b = pair / p.lists;
-        const int list = static_cast<int>(pair % p.lists);
-        const int head = list * of_list + static_cast<int>(n / g.chunk.rows % of_list);
+        const auto [b, i, list, head] = joined_row_of(p, g.chunk, n);
         const int64_t row = b * p.length + i;
         T *o = attention_rows<T>(p.o, b, head) + i * p.o.token;
         float *log_sum = p.log_sums + (b * p.heads + head) * p.length + i;

@@ -120,14 +120,4 @@ template <int LANES> __device__ inline running join_teams(running own, running *
     return own;
 }
 
-/* Rows of heads [B,H,D] as a view. */
-inline attention_view view_of_heads(struct tensor t) {
-    struct tensor four = t;
-    four.stride[1] = 0;
-    four.stride[2] = t.stride[1];
-    four.stride[3] = 1;
-    four.shape[3] = t.shape[2];
-    return attention_view_of(four);
-}
-
 #endif

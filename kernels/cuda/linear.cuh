@@ -190,6 +190,20 @@ __device__ inline void load_map(const linear_problem &p, const linear_side &side
         tile, static_cast<const T *>(side.map) + head * side.map_head, side.map_row, place.first, p.columns, p.width,
         side.map_vector);
 }
+/* y = x · mapᵀ of the warp's 16 rows of x and a tile of the map, which comes into `map`. x is under way or there. By
+ * all threads, with a barrier before the product: who reads the map last must see another one before the next tile. */
+template <class S>
+__device__ inline void map_product(const linear_problem &p, const linear_side &side, int head, feature_place place,
+                                   const typename S::real *x, typename S::real *map, float (&y)[1][S::groups][4]) {
+    using product = warp_product<typename S::real>;
+    load_map<S>(p, side, head, place, map);
+    copy_async_commit();
+    copy_async_wait<0>();
+    __syncthreads();
+    clear_sums(y);
+    product::rows_by_rows(
+        y, typename product::template left<1, S::width, S::stride, false>(x + warp_number() * 16 * S::stride), map);
+}
 
 /* Features of a tile of S::columns rows x [columns][stride], by all warps, to `to` [columns][outer_stride]. rows: of
  * the lane, in the warp's share (column_rows). */

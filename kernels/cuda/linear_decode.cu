@@ -230,15 +230,6 @@ template <class T> __global__ void __launch_bounds__(decode_threads) decode_line
         decode_query<T>(a, b, group * a.share + member, start, phi, gates, scores, memory[0]);
 }
 
-/* Rows of heads [B,heads,D] as a view. */
-attention_view view_of_heads(struct tensor t) {
-    struct tensor four = t;
-    four.stride[1] = 0;
-    four.stride[2] = t.stride[1];
-    four.stride[3] = 1;
-    four.shape[3] = t.shape[2];
-    return attention_view_of(four);
-}
 decode_map map_of(struct tensor map, struct tensor bias) {
     return decode_map{map.data, bias.data, map.stride[0], map.stride[1], bias.stride[0]};
 }

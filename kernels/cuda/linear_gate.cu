@@ -26,16 +26,8 @@ template <class S> __global__ void __launch_bounds__(S::threads) squeeze_keys(sq
     const lane_rows rows = lane_rows_of(p, p.k, b, group, first + warp_number() * 16);
     for (int tile = 0; tile < p.tiles; tile++) {
         const feature_place place = place_features<S>(p, tile);
-        load_map<S>(p, p.k, group, place, map);
-        copy_async_commit();
-        copy_async_wait<0>();
-        __syncthreads();
         float y[1][S::groups][4];
-        clear_sums(y);
-        warp_product<T>::rows_by_rows(
-            y,
-            typename warp_product<T>::template left<1, S::width, S::stride, false>(x + warp_number() * 16 * S::stride),
-            map);
+        map_product<S>(p, p.k, group, place, x, map, y);
         make_features<T, S::groups, false>(p, p.k, b, group, place, rows, y);
 #pragma unroll
         for (int n = 0; n < S::groups; n++)

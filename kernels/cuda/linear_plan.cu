@@ -46,16 +46,8 @@ template <class S> __global__ void __launch_bounds__(S::threads) find_references
     running_sum plus[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}}, minus[2] = {{-INFINITY, 0.0f}, {-INFINITY, 0.0f}};
     for (int tile = 0; tile < p.part_tiles; tile++) {
         const feature_place place = place_features<S>(p, tile);
-        load_map<S>(p, a.side, head, place, map);
-        copy_async_commit();
-        copy_async_wait<0>();
-        __syncthreads();
         float y[1][S::groups][4];
-        clear_sums(y);
-        warp_product<T>::rows_by_rows(
-            y,
-            typename warp_product<T>::template left<1, S::width, S::stride, false>(x + warp_number() * 16 * S::stride),
-            map);
+        map_product<S>(p, a.side, head, place, x, map, y);
 #pragma unroll
         for (int n = 0; n < S::groups; n++)
 #pragma unroll
