@@ -59,6 +59,9 @@ divergence() {
 }
 near() { awk -v a="$1" -v b="$2" 'BEGIN { d = a - b; if (d < 0) d = -d; print a ", " b; exit !(a != "" && b != "" && d <= 1e-4 * (a > 1e-2 ? a : 1e-2)) }'; }
 
+for name in "$@"; do
+    grep -q "^$name *|" <<<"$students" || { echo "FAIL $name: no student of that name"; exit 1; }
+done
 while IFS='|' read -r name attention options tolerance; do
     name=${name// /}
     [ -n "$name" ] || continue
