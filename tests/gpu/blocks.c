@@ -25,8 +25,7 @@ static void run_rows(const struct ops *ops, const struct nsa_case *rows, int cou
 
 static void run_table(const char *name) {
     for (int deterministic = 0; deterministic < 2; deterministic++) {
-        const struct ops *ops;
-        CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = deterministic}, &ops));
+        const struct ops *ops = device_table(name, deterministic);
         run_rows(ops, nsa_cases, nsa_case_count);
         run_rows(ops, block_shapes, block_shape_count);
         if (deterministic) run_rows(ops, long_rows, LONG_ROWS);

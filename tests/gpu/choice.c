@@ -13,12 +13,6 @@ static const struct index_case long_rows[] = {
 };
 enum { LONG_ROWS = sizeof long_rows / sizeof *long_rows };
 
-static const struct ops *table(const char *name) {
-    const struct ops *ops;
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = true}, &ops));
-    return ops;
-}
-
 static bool runs(const struct index_case *row, int n) {
     return gpu_chose(row->name) && !(gpu_quick() && (n % 3 || row->length > SHORT));
 }
@@ -29,7 +23,8 @@ static void near(const struct ops *ops, const struct ops *oracle, const struct i
 }
 
 static void run_table(const char *name) {
-    const struct ops *ops = table(name), *oracle = table("cpu-f64"), *cpu = table("cpu");
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true),
+                     *cpu = device_table("cpu", true);
     for (int n = 0; n < choice_row_count; n++) {
         const struct index_case *row = &choice_rows[n];
         if (!runs(row, n)) continue;
@@ -54,7 +49,7 @@ static void bf16_agrees(void **state) {
 }
 
 static void run_decode(const char *name) {
-    const struct ops *ops = table(name);
+    const struct ops *ops = device_table(name, true);
     for (int n = 0; n < choice_row_count; n++) {
         if (!runs(&choice_rows[n], n)) continue;
         choice_decode(ops, &choice_rows[n], 1 + choice_rows[n].length / 9, false);

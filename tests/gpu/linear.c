@@ -28,9 +28,9 @@ static void weights(const struct ops *ops, const struct ops *oracle, const struc
 
 static void run_rows(check_row *check, const struct linear_case *rows, int count) {
     static const char *const tables[] = {"cuda-f32", "cuda"};
-    const struct ops *oracle = linear_device_table("cpu-f64", true);
+    const struct ops *oracle = device_table("cpu-f64", true);
     for (int t = 0; t < 2; t++) {
-        const struct ops *ops = linear_device_table(tables[t], t);
+        const struct ops *ops = device_table(tables[t], t);
         for (int n = 0; n < count; n++)
             if (gpu_chose(rows[n].name) && !(gpu_quick() && (n % 3 != t || rows[n].length > SHORT)))
                 check(ops, oracle, &rows[n]);
@@ -57,7 +57,7 @@ static void decoding_agrees(void **state) {
 /* The same bits again. */
 static void passes_repeat(void **state) {
     (void)state;
-    const struct ops *ops = linear_device_table("cuda", true);
+    const struct ops *ops = device_table("cuda", true);
     for (int n = 0; n < LONG_ROWS && !gpu_quick(); n++) {
         struct linear_arrays first, again;
         if (!gpu_chose(long_rows[n].name)) continue;

@@ -55,12 +55,6 @@ const struct attention_case device_shapes[] = {
 };
 const int device_shape_count = sizeof device_shapes / sizeof *device_shapes;
 
-const struct ops *device_table(const char *name, bool deterministic) {
-    const struct ops *ops;
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = deterministic}, &ops));
-    return ops;
-}
-
 static void check_log_sums(const struct attention_case *row, const struct attention_arrays *expected,
                            const struct attention_arrays *found, double tolerance) {
     for (int64_t n = 0; n < row->batch * row->heads * row->count * row->length; n++) {

@@ -11,6 +11,7 @@
 #define SQUINT_TESTS_OPS_ATTENTION_DEVICE_H
 
 #include "tests/ops/attention_case.h"
+#include "tests/ops/device_table.h"
 
 #define ATTENTION_F32  2e-5
 #define ATTENTION_BF16 0x1p-6
@@ -20,8 +21,6 @@
 extern const struct attention_case device_shapes[];
 extern const int device_shape_count;
 
-/* A table by name, one thread. */
-const struct ops *device_table(const char *name, bool deterministic);
 /* One row on a table, compared with the reference. */
 void device_attention(const struct ops *ops, const struct attention_case *row, uint64_t seed, bool backward);
 /* The token at i of a row decoded, from the lists that the definitions give; compared with `oracle`. */

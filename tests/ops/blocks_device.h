@@ -10,6 +10,7 @@
 #ifndef SQUINT_TESTS_OPS_BLOCKS_DEVICE_H
 #define SQUINT_TESTS_OPS_BLOCKS_DEVICE_H
 
+#include "tests/ops/device_table.h"
 #include "tests/ops/nsa_case.h"
 
 #define BLOCKS_F32  2e-5

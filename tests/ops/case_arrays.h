@@ -8,6 +8,7 @@
 #include "kernels/ops.h"
 #include "support/check.h"
 
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -17,6 +18,12 @@ static inline double case_draw(int64_t n, int64_t part) {
     x = (x ^ x >> 15) * 2246822519u;
     x = (x & 0xffffffffu) ^ (x & 0xffffffffu) >> 13;
     return (double)((int64_t)(x % 65536) - 32768) / 32768;
+}
+
+static inline bool case_all_finite(const double *array, int64_t count) {
+    for (int64_t n = 0; n < count; n++)
+        if (!isfinite(array[n])) return false;
+    return true;
 }
 
 /* Rounds to bf16 what a bf16 table and its oracle both are given. */

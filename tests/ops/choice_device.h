@@ -8,6 +8,7 @@
 #ifndef SQUINT_TESTS_OPS_CHOICE_DEVICE_H
 #define SQUINT_TESTS_OPS_CHOICE_DEVICE_H
 
+#include "tests/ops/device_table.h"
 #include "tests/ops/index_case.h"
 
 /* What is put into r, u and a: few numbers; few with zeros of either sign; what is no number among keys, weights,

@@ -263,3 +263,36 @@ void linear_compare(const struct linear_case *row, const char *what, const struc
                      (long long)where, expected->gradient[n][where], found->gradient[n][where], largest, tolerance);
     }
 }
+
+void linear_expect_bits(const struct linear_case *row, const char *what, const char *name, const double *expected,
+                        const double *found, int64_t count) {
+    for (int64_t n = 0; n < count; n++)
+        if (memcmp(&expected[n], &found[n], sizeof *expected) != 0)
+            fail_msg("%s, chunk %lld: %s: %s[%lld]: expected %.17g, found %.17g", row->name, (long long)row->chunk,
+                     what, name, (long long)n, expected[n], found[n]);
+}
+
+void linear_check_no_leak(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *before,
+                          int64_t t, double factor) {
+    const int64_t query = row->heads * row->width, key = row->groups * row->width;
+    struct linear_arrays after;
+    linear_fill(row, &after);
+    for (int64_t d = t * query; d < (t + 1) * query; d++) after.in[LINEAR_Q][d] *= -factor;
+    for (int64_t d = t * key; d < (t + 1) * key; d++) {
+        after.in[LINEAR_K][d] = factor * (1.7 - after.in[LINEAR_K][d]);
+        after.in[LINEAR_V][d] *= 1e6;
+    }
+    linear_run(ops, row, &after, false);
+    int64_t end = row->length;
+    for (int64_t i = row->length - 1; i > t; i--)
+        if (after.start[i] == i) end = i;
+    const double *o = before->gradient[LINEAR_D_O], *found = after.gradient[LINEAR_D_O];
+    linear_expect_bits(row, "a changed token", "o", o, found, t * query);
+    /* What is not finite stays in the past of nobody, but a chunk may carry it into the next document. */
+    if (factor < 1e30)
+        linear_expect_bits(row, "another document", "o", o + end * query, found + end * query,
+                           (row->length - end) * query);
+    if (row->length > 1 && memcmp(o + t * query, found + t * query, (size_t)query * sizeof *o) == 0)
+        fail_msg("%s: changing token %lld changed nothing", row->name, (long long)t);
+    linear_free(&after);
+}

@@ -70,4 +70,12 @@ struct features linear_features(const struct linear_case *row, const struct tens
 void linear_compare(const struct linear_case *row, const char *what, const struct linear_arrays *expected,
                     const struct linear_arrays *found, bool backward, double tolerance);
 
+/* Prints and fails when a number differs in a bit. */
+void linear_expect_bits(const struct linear_case *row, const char *what, const char *name, const double *expected,
+                        const double *found, int64_t count);
+/* No output before token t, and none of another document, knows that token t was changed, by `factor`; its own does.
+ * before: after linear_run of linear_fill's inputs, forwards. */
+void linear_check_no_leak(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *before,
+                          int64_t t, double factor);
+
 #endif

@@ -51,12 +51,6 @@ const struct linear_case linear_decode_cases[] = {
 };
 const int linear_decode_case_count = sizeof linear_decode_cases / sizeof *linear_decode_cases;
 
-const struct ops *linear_device_table(const char *name, bool deterministic) {
-    const struct ops *ops;
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = deterministic}, &ops));
-    return ops;
-}
-
 static void fill(const struct ops *ops, const struct linear_case *row, struct linear_arrays *x) {
     linear_fill(row, x);
     for (int n = 0; ops->real == DTYPE_BF16 && n < LINEAR_INPUTS; n++)

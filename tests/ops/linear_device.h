@@ -11,6 +11,7 @@
 #ifndef SQUINT_TESTS_OPS_LINEAR_DEVICE_H
 #define SQUINT_TESTS_OPS_LINEAR_DEVICE_H
 
+#include "tests/ops/device_table.h"
 #include "tests/ops/linear_case.h"
 
 #define LINEAR_F32           1e-4
@@ -25,8 +26,6 @@ extern const int linear_device_case_count;
 extern const struct linear_case linear_decode_cases[];
 extern const int linear_decode_case_count;
 
-/* A table by name, one thread. */
-const struct ops *linear_device_table(const char *name, bool deterministic);
 /* One row on a table, compared with the oracle. */
 void linear_device_row(const struct ops *ops, const struct ops *oracle, const struct linear_case *row, bool backward);
 /* The implied weights' divergence from a teacher's, and its gradients, compared with the oracle. */

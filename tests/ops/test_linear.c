@@ -143,14 +143,6 @@ static void test_differences(void **state) {
     ops->close(ops);
 }
 
-static void expect_same_bits(const struct linear_case *row, const char *what, const char *name, const double *a,
-                             const double *b, int64_t count) {
-    for (int64_t n = 0; n < count; n++)
-        if (memcmp(&a[n], &b[n], sizeof *a) != 0)
-            fail_msg("%s, chunk %lld: %s: %s[%lld]: expected %.17g, found %.17g", row->name, (long long)row->chunk,
-                     what, name, (long long)n, a[n], b[n]);
-}
-
 static void test_threads(void **state) {
     (void)state;
     static const int counts[] = {2, 3, 5, 16};
@@ -168,37 +160,11 @@ static void test_threads(void **state) {
             linear_run(ops, &cases[n], &many, true);
             ops->close(ops);
             for (int i = 0; i < LINEAR_INPUTS; i++)
-                expect_same_bits(&cases[n], what, linear_names[i], one.gradient[i], many.gradient[i], one.counts[i]);
+                linear_expect_bits(&cases[n], what, linear_names[i], one.gradient[i], many.gradient[i], one.counts[i]);
             linear_free(&many);
         }
         linear_free(&one);
     }
-}
-
-/* No output before token t, and none of another document, knows that token t was changed, in whatever chunks. */
-static void check_no_leak(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *before,
-                          int64_t t, double factor) {
-    const int64_t query = row->heads * row->width, key = row->groups * row->width;
-    struct linear_arrays after;
-    linear_fill(row, &after);
-    for (int64_t d = t * query; d < (t + 1) * query; d++) after.in[LINEAR_Q][d] *= -factor;
-    for (int64_t d = t * key; d < (t + 1) * key; d++) {
-        after.in[LINEAR_K][d] = factor * (1.7 - after.in[LINEAR_K][d]);
-        after.in[LINEAR_V][d] *= 1e6;
-    }
-    linear_run(ops, row, &after, false);
-    int64_t end = row->length;
-    for (int64_t i = row->length - 1; i > t; i--)
-        if (after.start[i] == i) end = i;
-    const double *o = before->gradient[LINEAR_D_O], *found = after.gradient[LINEAR_D_O];
-    expect_same_bits(row, "a changed token", "o", o, found, t * query);
-    /* What is not finite stays in the past of nobody, but a chunk may carry it into the next document. */
-    if (factor < 1e30)
-        expect_same_bits(row, "another document", "o", o + end * query, found + end * query,
-                         (row->length - end) * query);
-    if (row->length > 1 && memcmp(o + t * query, found + t * query, (size_t)query * sizeof *o) == 0)
-        fail_msg("%s: changing token %lld changed nothing", row->name, (long long)t);
-    linear_free(&after);
 }
 
 static void test_no_leak(void **state) {
@@ -217,7 +183,7 @@ static void test_no_leak(void **state) {
             const int64_t places[] = {0, 15, 16, 17, 63, 64, 65, row.length / 2, row.length - 1};
             for (int p = 0; p < 9; p++)
                 for (int size = 0; size < 3 && places[p] < row.length; size++)
-                    check_no_leak(ops, &row, &before, places[p], factors[size]);
+                    linear_check_no_leak(ops, &row, &before, places[p], factors[size]);
             linear_free(&before);
         }
     ops->close(ops);

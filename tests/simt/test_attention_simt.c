@@ -3,12 +3,12 @@
  * `test_attention_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name
  * starts so. Tolerances: ops/attention_device.h. */
 #include "ops/attention_device.h"
+#include "simt/far.h"
 #include "simt/simt.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { LONG = 400 /* tokens: a row that takes seconds */ };
 
@@ -142,9 +142,8 @@ static void test_far_elements(void **state) {
     struct attention_arrays expected;
     case_fill(&row, 31, &expected);
     case_reference(&row, &expected);
-    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) { /* a machine that reserves no more than it has */
+    float *memory = far_reserve(count);
+    if (!memory) { /* a machine that reserves no more than it has */
         case_free(&expected);
         CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
     }
@@ -192,7 +191,7 @@ static void test_far_elements(void **state) {
         ops->release(ops, sums.data);
         ops->close(ops);
     }
-    munmap(memory, (size_t)count * sizeof(float));
+    far_release(memory, count);
     case_free(&expected);
 }
 

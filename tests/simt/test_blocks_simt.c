@@ -2,15 +2,15 @@
  * double, in fp32 and in bf16, in several orders of threads; in chunks; under the guard; far in memory; with inputs
  * that are wrong or extreme. `test_blocks_simt TEST ROW` runs the tests of this name (* stands for any letters), of
  * tables the rows whose name starts so. Tolerances: ops/blocks_device.h. */
-#include "kernels/guard/guard.h"
 #include "ops/blocks_device.h"
 #include "ops/case_arrays.h"
+#include "simt/far.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { LONG = 400 /* tokens: a row that takes seconds */ };
 enum { EXACT = NSA_FINE | NSA_BACKWARD, LEARNING = NSA_MASS | NSA_BACKWARD };
@@ -20,16 +20,10 @@ static bool is_chosen(const struct nsa_case *row) {
     return row->length <= LONG && strncmp(row->name, chosen, strlen(chosen)) == 0;
 }
 
-static const struct ops *open_table(const char *name, bool deterministic) {
-    const struct ops *ops;
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = deterministic}, &ops));
-    return ops;
-}
-
 /* Rows by turns, with the window's dq by a kernel of its own and by atomics; in bf16 every other one. */
 static void run_rows(const char *name, const struct nsa_case *rows, int count, int parts) {
     for (int deterministic = 0; deterministic < 2; deterministic++) {
-        const struct ops *ops = open_table(name, deterministic);
+        const struct ops *ops = device_table(name, deterministic);
         for (int n = 0; n < count; n++) {
             const bool bf16 = ops->real == DTYPE_BF16;
             if (!is_chosen(&rows[n]) || n / 2 % 2 != deterministic) continue;
@@ -69,7 +63,7 @@ static void test_chunks(void **state) {
         {"lists", 2, 260, 4, 2, 8, 4, 2, 16, 3, 9, 1, false, {0}, false},
         {"queries", 1, 1100, 1, 1, 8, 32, 16, 32, 3, 9, 1, false, {900}, false},
     };
-    const struct ops *ops = open_table("cuda-f32", true);
+    const struct ops *ops = device_table("cuda-f32", true);
     simt_set_order(SIMT_REVERSE, 4);
     device_blocks(ops, &block_chunks, EXACT);
     for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) device_blocks(ops, &rows[n], LEARNING);
@@ -80,7 +74,7 @@ static void test_chunks(void **state) {
 static void test_order(void **state) {
     (void)state;
     static const struct nsa_case row = {"bits", 2, 90, 4, 2, 16, 4, 2, 4, 5, 4, 2, true, {31}, false};
-    const struct ops *ops = open_table("cuda", true);
+    const struct ops *ops = device_table("cuda", true);
     struct nsa_arrays found[3];
     device_blocks_fill(ops, &row, found, 3);
     for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) {
@@ -101,25 +95,17 @@ static void test_order(void **state) {
     ops->close(ops);
 }
 
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
-
 /* Under the guard: outputs are written whole, and nothing else is. Here a GPU's memory can be read as it is. */
 static void test_guarded(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *table = open_table(bf16 ? "cuda" : "cuda-f32", bf16), *guard;
-        struct ops readable = *table;
-        readable.host_memory = true;
-        readable.close = close_nothing;
-        CHECK_OK(guard_open(&readable, &guard));
+        struct guarded g;
+        guarded_open(&g, bf16 ? "cuda" : "cuda-f32", bf16);
         simt_set_order(bf16 ? SIMT_REVERSE : SIMT_RANDOM, 3);
         for (int n = bf16; n < nsa_case_count; n += 2)
-            if (nsa_cases[n].length <= 70) device_blocks(guard, &nsa_cases[n], EXACT | NSA_MASS);
-        device_blocks(guard, &block_shapes[3], EXACT | NSA_MASS);
-        guard->close(guard);
-        table->close(table);
+            if (nsa_cases[n].length <= 70) device_blocks(g.guard, &nsa_cases[n], EXACT | NSA_MASS);
+        device_blocks(g.guard, &block_shapes[3], EXACT | NSA_MASS);
+        guarded_close(&g);
     }
 }
 
@@ -134,12 +120,6 @@ struct far_views {
     float log_sums[ROWS], losses[ROWS];
     int32_t start[BATCH * LENGTH], chosen[BATCH * LENGTH * 3];
 };
-
-static float *far_element(struct tensor t, int64_t n) {
-    int64_t offset = 0;
-    for (int i = 3; i >= 0; n /= t.shape[i--]) offset += n % t.shape[i] * t.stride[i];
-    return (float *)t.data + offset;
-}
 
 static void place_far(struct far_views *x, float *memory, int64_t head) {
     struct tensor *const views[VIEWS] = {&x->q, &x->k,  &x->v,  &x->d_o, &x->compressed,
@@ -195,13 +175,12 @@ static void run_far(const struct ops *ops, struct far_views *x) {
 static void test_far_elements(void **state) {
     (void)state;
     const int64_t step = ((int64_t)1 << 30) + 128, count = ROWS * step;
-    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) /* a machine that reserves no more than it has */
+    float *memory = far_reserve(count);
+    if (!memory) /* a machine that reserves no more than it has */
         CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
     static _Alignas(16) float near[VIEWS * ROWS * WIDTH];
     static struct far_views views[2];
-    const struct ops *ops = open_table("cuda-f32", true);
+    const struct ops *ops = device_table("cuda-f32", true);
     place_far(&views[0], near, WIDTH);
     place_far(&views[1], memory, step);
     for (int n = 0; n < 2; n++) run_far(ops, &views[n]);
@@ -213,28 +192,14 @@ static void test_far_elements(void **state) {
                    {"dk", views[0].dk, views[1].dk},
                    {"dv", views[0].dv, views[1].dv},
                    {"d_compressed", views[0].d_compressed, views[1].d_compressed}};
-    for (size_t n = 0; n < sizeof written / sizeof *written; n++) {
-        double size = 0;
-        for (int64_t i = 0; i < tensor_count(written[n].near); i++) {
-            const float a = *far_element(written[n].near, i), b = *far_element(written[n].far, i);
-            size += fabs((double)a);
-            if (!(a == b))
-                fail_msg("%s[%lld]: near %.9g, far %.9g", written[n].name, (long long)i, (double)a, (double)b);
-        }
-        if (!(size > 0)) fail_msg("%s: all zeros", written[n].name);
-    }
+    for (size_t n = 0; n < sizeof written / sizeof *written; n++)
+        far_expect_same(written[n].name, written[n].near, written[n].far);
     assert_memory_equal(views[0].losses, views[1].losses, sizeof views[0].losses);
     ops->close(ops);
-    munmap(memory, (size_t)count * sizeof(float));
+    far_release(memory, count);
 }
 
 /* --- inputs that are wrong or extreme ----------------------------------------------------------------------------- */
-
-static bool all_finite(const double *x, int64_t count) {
-    for (int64_t n = 0; n < count; n++)
-        if (!isfinite(x[n])) return false;
-    return true;
-}
 
 /* Scores beyond any exponential give no NaN; documents that begin nowhere, and lists that hold anything, lead to no
  * memory that is not the tensors'. */
@@ -242,7 +207,7 @@ static void test_extremes(void **state) {
     (void)state;
     static const struct nsa_case row = {"extremes", 1, 90, 4, 2, 16, 4, 2, 4, 6, 4, 2, false, {0}, false};
     for (int n = 0; n < 6; n++) {
-        const struct ops *ops = open_table(n % 2 ? "cuda" : "cuda-f32", n == 4);
+        const struct ops *ops = device_table(n % 2 ? "cuda" : "cuda-f32", n == 4);
         struct nsa_arrays x;
         device_blocks_fill(ops, &row, &x, 1);
         for (int64_t i = 0; n < 2 && i < nsa_count(&row, NSA_Q); i++)
@@ -253,8 +218,8 @@ static void test_extremes(void **state) {
             x.chosen[i] = i % 5 == 0 ? INT32_MAX - i : i % 5 == 1 ? -i : i % 5 == 2 ? 2 : 40 - i % 60;
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
         nsa_run(ops, &row, &x, n < 2 ? EXACT : EXACT | LEARNING);
-        assert_true(all_finite(x.between[NSA_BRANCH + 1], nsa_count(&row, NSA_Q)));
-        for (int g = 0; g <= NSA_V; g++) assert_true(all_finite(x.gradients[g], nsa_count(&row, g)));
+        assert_true(case_all_finite(x.between[NSA_BRANCH + 1], nsa_count(&row, NSA_Q)));
+        for (int g = 0; g <= NSA_V; g++) assert_true(case_all_finite(x.gradients[g], nsa_count(&row, g)));
         nsa_free(&x);
         ops->close(ops);
     }
@@ -264,7 +229,7 @@ static void test_extremes(void **state) {
 static void test_absent(void **state) {
     (void)state;
     static const struct nsa_case row = {"absent", 1, 60, 2, 1, 8, 4, 2, 4, 6, 4, 2, false, {21}, false};
-    const struct ops *ops = open_table("cuda-f32", true);
+    const struct ops *ops = device_table("cuda-f32", true);
     struct nsa_arrays x[2];
     device_blocks_fill(ops, &row, x, 2);
     for (int32_t i = 0; i < row.length; i++) {
@@ -284,7 +249,7 @@ static void test_absent(void **state) {
 
 static void test_refusals(void **state) {
     (void)state;
-    const struct ops *ops = open_table("cuda-f32", true);
+    const struct ops *ops = device_table("cuda-f32", true);
     float x[257], sums[1];
     int32_t ids[1] = {0};
     error_clear();

@@ -2,15 +2,15 @@
  * in fp32 and in bf16, in several orders of threads; decoding against the choice for all queries. `test_choice_simt
  * TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name starts so. Bounds:
  * ops/choice_device.h. */
-#include "kernels/guard/guard.h"
 #include "ops/case_arrays.h"
 #include "ops/choice_device.h"
+#include "simt/far.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { LONG = 310 /* tokens of the oracle's cases: longer ones take seconds each */ };
 
@@ -19,14 +19,8 @@ static bool is_chosen(const struct index_case *row) {
     return strncmp(row->name, chosen, strlen(chosen)) == 0;
 }
 
-static const struct ops *table(const char *name) {
-    const struct ops *ops;
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = true}, &ops));
-    return ops;
-}
-
 static void run_exact(const char *name, int turn) {
-    const struct ops *ops = table(name), *oracle = table("cpu-f64");
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < choice_row_count; n++) {
         const struct index_case *row = &choice_rows[n];
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
@@ -47,7 +41,7 @@ static void test_exact_bf16(void **state) {
 }
 
 static void run_near(const char *name, const struct index_case *rows, int count, int turn) {
-    const struct ops *ops = table(name), *oracle = table("cpu-f64");
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < count; n++) {
         simt_set_order((enum simt_order)((n + turn) % 3), (uint64_t)n);
         if (is_chosen(&rows[n]) && rows[n].length <= LONG) choice_near(ops, oracle, &rows[n]);
@@ -75,7 +69,7 @@ static void test_table_bf16(void **state) {
 /* The same lists in every order of threads, though digits are counted and collected by atomics. */
 static void test_order(void **state) {
     (void)state;
-    const struct ops *ops = table("cuda");
+    const struct ops *ops = device_table("cuda", true);
     for (int n = 0; n < choice_row_count; n++) {
         const struct index_case *row = &choice_rows[n];
         struct index_arrays found[3];
@@ -101,7 +95,7 @@ static void test_order(void **state) {
 static void test_all_blocks(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *ops = table(bf16 ? "cuda" : "cuda-f32");
+        const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
         simt_set_order(bf16 ? SIMT_REVERSE : SIMT_RANDOM, 3);
         for (int n = 0; n < choice_row_count; n++)
             if (is_chosen(&choice_rows[n]) && choice_rows[n].cuts[0]) choice_all_blocks(ops, &choice_rows[n]);
@@ -113,9 +107,9 @@ static void test_random(void **state) {
     (void)state;
     static const struct index_case row = {"random", 2, 129, 4, 2, 4, 2, 2, 1, 4, 9, 6, 2, 0, 0, 3, {30, 120}, false, 1},
                                    long_row = {"long", 1, 330, 1, 1, 4, 1, 1, 1, 4, 5, 1, 0, 0, 0, 0, {0}, false, 1};
-    const struct ops *cpu = table("cpu");
+    const struct ops *cpu = device_table("cpu", true);
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *ops = table(bf16 ? "cuda" : "cuda-f32");
+        const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
         simt_set_order(bf16 ? SIMT_RANDOM : SIMT_REVERSE, 4);
         choice_random(ops, cpu, &row, 7);
         choice_random(ops, cpu, bf16 ? &long_row : &row, UINT64_C(0x123456789abcdef0));
@@ -125,7 +119,7 @@ static void test_random(void **state) {
 }
 
 static void run_decode(const char *name) {
-    const struct ops *ops = table(name);
+    const struct ops *ops = device_table(name, true);
     for (int n = 0; n < choice_row_count; n++) {
         const struct index_case *row = &choice_rows[n];
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
@@ -146,42 +140,25 @@ static void test_decode_bf16(void **state) {
 
 /* --- memory ------------------------------------------------------------------------------------------------------- */
 
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
-
 /* Nothing is written beside the outputs, which overlap nothing: on the device of tests/simt the host can look. */
 static void test_guard(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *ops = table(bf16 ? "cuda" : "cuda-f32"), *guard;
-        struct ops readable = *ops;
-        readable.host_memory = true;
-        readable.close = close_nothing;
-        CHECK_OK(guard_open(&readable, &guard));
+        struct guarded g;
+        guarded_open(&g, bf16 ? "cuda" : "cuda-f32", true);
         for (int n = 0; n < choice_row_count; n++) {
             const struct index_case *row = &choice_rows[n];
             struct index_arrays x;
             if (!is_chosen(row) || n % 2 != bf16) continue;
             simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
             index_fill(row, &x);
-            index_run(guard, row, &x, RUN_CHOOSE);
-            index_choose(guard, row, &x, INDEX_RANDOM, 3);
+            index_run(g.guard, row, &x, RUN_CHOOSE);
+            index_choose(g.guard, row, &x, INDEX_RANDOM, 3);
             index_free(&x);
-            choice_decode(guard, row, 1 + row->length / 2, false);
+            choice_decode(g.guard, row, 1 + row->length / 2, false);
         }
-        CHECK_OK(guard->synchronise(guard));
-        guard->close(guard);
-        ops->close(ops);
+        guarded_close(&g);
     }
-}
-
-/* Room for `count` floats that are only reserved: pages that are not touched cost nothing. NULL: this machine reserves
- * no more than it has. */
-static float *reserve(int64_t count) {
-    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return memory == MAP_FAILED ? NULL : memory;
 }
 
 /* Tokens so far apart that an element's place needs more than 32 bits. */
@@ -191,9 +168,9 @@ static void test_far_elements(void **state) {
     static const struct index_case row = {"far",  1, LENGTH, 1, 1, WIDTH, 1,   HEADS, 1, WIDTH,
                                           CHOOSE, 2, 1,      0, 0, 0,     {0}, false, 1};
     const int64_t step = ((int64_t)1 << 26) + 64, count = LENGTH * step; /* more than 2^32 elements */
-    const struct ops *oracle = table("cpu-f64"), *ops = table("cuda-f32");
+    const struct ops *oracle = device_table("cpu-f64", true), *ops = device_table("cuda-f32", true);
     struct index_arrays x;
-    float *memory = reserve(count);
+    float *memory = far_reserve(count);
     if (!memory) CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
     index_fill(&row, &x);
     choice_put(&row, &x, WAY_FEW);
@@ -225,7 +202,7 @@ static void test_far_elements(void **state) {
     ops->close(ops);
     oracle->close(oracle);
     index_free(&x);
-    munmap(memory, (size_t)count * sizeof(float));
+    far_release(memory, count);
 }
 
 /* A cache of a million slots, of which only the last hold a document, further than 2^31 elements into the cache. */
@@ -236,9 +213,9 @@ static void test_far_slots(void **state) {
                                           CHOOSE,  1, 0,      0, 0, 0,     {0}, false, 1};
     const int64_t count = (int64_t)SLOTS * STEP;
     const int32_t places[3] = {SLOTS - TOKENS, 0, TOKENS - 1};
-    const struct ops *oracle = table("cpu-f64"), *ops = table("cuda-f32");
+    const struct ops *oracle = device_table("cpu-f64", true), *ops = device_table("cuda-f32", true);
     struct index_arrays x;
-    float *memory = reserve(count);
+    float *memory = far_reserve(count);
     if (!memory) CHECK_SKIP("far slots: no address space for %lld elements", (long long)count);
     index_fill(&row, &x);
     choice_put(&row, &x, WAY_FEW);
@@ -279,7 +256,7 @@ static void test_far_slots(void **state) {
     ops->close(ops);
     oracle->close(oracle);
     index_free(&x);
-    munmap(memory, (size_t)count * sizeof(float));
+    far_release(memory, count);
 }
 
 /* --- what the host cannot know, and what it refuses --------------------------------------------------------------- */
@@ -294,7 +271,7 @@ static void test_wrong_contents(void **state) {
     };
     static const int32_t places[][3] = {
         {-1, 0, 3}, {60, 0, 20}, {0, -1, 50}, {0, 12, 69}, {0, 0, -4}, {INT32_MAX, 0, INT32_MAX}, {0, INT32_MAX, 60}};
-    const struct ops *ops = table("cuda-f32");
+    const struct ops *ops = device_table("cuda-f32", true);
     for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) {
         const struct index_case *row = &rows[n];
         struct index_arrays x;
@@ -344,7 +321,7 @@ static void test_refused(void **state) {
     enum { LISTS = 300 };
     static int32_t counts[LISTS];
     static float memory[64];
-    const struct ops *ops = table("cuda-f32");
+    const struct ops *ops = device_table("cuda-f32", true);
     error_clear();
     struct index_select a = {.source = INDEX_LEARNED, .window = 1};
     a.scores = (struct index_scores){.r = tensor_4d(memory, DTYPE_F32, 1, 1, 1, 257),

@@ -2,17 +2,17 @@
  * in bf16, in several orders of threads; its choice, its decoding; under the guard; far in memory; with inputs that are
  * wrong or extreme. `test_compressed_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables
  * the rows whose name starts so. Tolerances: ops/compressed_device.h. */
-#include "kernels/guard/guard.h"
 #include "ops/attention_device.h"
 #include "ops/case_arrays.h"
 #include "ops/compressed_device.h"
+#include "simt/far.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { LONG = 400 /* tokens: a row that takes seconds */ };
 
@@ -125,28 +125,20 @@ static void test_order(void **state) {
     oracle->close(oracle);
 }
 
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
-
 /* Under the guard: outputs are written whole, and nothing else is. Here a GPU's memory can be read as it is. */
 static void test_guarded(void **state) {
     (void)state;
     const struct ops *oracle = device_table("cpu-f64", true);
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *table = device_table(bf16 ? "cuda" : "cuda-f32", true), *guard;
-        struct ops readable = *table;
-        readable.host_memory = true;
-        readable.close = close_nothing;
-        CHECK_OK(guard_open(&readable, &guard));
+        struct guarded g;
+        guarded_open(&g, bf16 ? "cuda" : "cuda-f32", true);
         simt_set_order(bf16 ? SIMT_REVERSE : SIMT_RANDOM, 3);
         for (int n = bf16; n < nsa_case_count; n += 2)
-            if (nsa_cases[n].length <= 129) compressed_row(guard, oracle, &nsa_cases[n]);
-        compressed_row(guard, oracle, &compressed_shapes[0]);
-        compressed_gates(guard, oracle);
-        compressed_decoding(guard, oracle);
-        guard->close(guard);
-        table->close(table);
+            if (nsa_cases[n].length <= 129) compressed_row(g.guard, oracle, &nsa_cases[n]);
+        compressed_row(g.guard, oracle, &compressed_shapes[0]);
+        compressed_gates(g.guard, oracle);
+        compressed_decoding(g.guard, oracle);
+        guarded_close(&g);
     }
     oracle->close(oracle);
 }
@@ -163,12 +155,6 @@ struct far_views {
     float dlogits[FAR_BATCH * FAR_LENGTH * FAR_HEADS];
     int32_t start[FAR_BATCH * FAR_LENGTH], chosen[FAR_BATCH * FAR_LENGTH * FAR_HEADS * 3];
 };
-
-static float *far_element(struct tensor t, int64_t n) {
-    int64_t offset = 0;
-    for (int i = 3; i >= 0; n /= t.shape[i--]) offset += n % t.shape[i] * t.stride[i];
-    return (float *)t.data + offset;
-}
 
 /* What lies on the device of tests/simt the host may touch. */
 static void run_far(const struct ops *ops, struct far_views *x) {
@@ -237,9 +223,8 @@ static void place_far(struct far_views *x, float *memory, int64_t head) {
 static void test_far_elements(void **state) {
     (void)state;
     const int64_t step = ((int64_t)1 << 30) + 128, count = FAR_BATCH * FAR_LENGTH * FAR_HEADS * step;
-    float *memory = mmap(NULL, (size_t)count * sizeof(float), PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) /* a machine that reserves no more than it has */
+    float *memory = far_reserve(count);
+    if (!memory) /* a machine that reserves no more than it has */
         CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
     static _Alignas(16) float near[FAR_VIEWS * FAR_BATCH * FAR_LENGTH * FAR_HEADS * FAR_WIDTH];
     static struct far_views views[2];
@@ -253,29 +238,15 @@ static void test_far_elements(void **state) {
     } written[] = {{"o", views[0].o, views[1].o},    {"dq", views[0].dq, views[1].dq},
                    {"dk", views[0].dk, views[1].dk}, {"dv", views[0].dv, views[1].dv},
                    {"dx", views[0].x, views[1].x},   {"mixed", views[0].mixed, views[1].mixed}};
-    for (size_t n = 0; n < sizeof written / sizeof *written; n++) {
-        double size = 0;
-        for (int64_t i = 0; i < tensor_count(written[n].near); i++) {
-            const float a = *far_element(written[n].near, i), b = *far_element(written[n].far, i);
-            size += fabs((double)a);
-            if (!(a == b))
-                fail_msg("%s[%lld]: near %.9g, far %.9g", written[n].name, (long long)i, (double)a, (double)b);
-        }
-        if (!(size > 0)) fail_msg("%s: all zeros", written[n].name);
-    }
+    for (size_t n = 0; n < sizeof written / sizeof *written; n++)
+        far_expect_same(written[n].name, written[n].near, written[n].far);
     assert_memory_equal(views[0].chosen, views[1].chosen, sizeof views[0].chosen);
     assert_memory_equal(views[0].out, views[1].out, sizeof views[0].out);
     ops->close(ops);
-    munmap(memory, (size_t)count * sizeof(float));
+    far_release(memory, count);
 }
 
 /* --- inputs that are wrong or extreme ----------------------------------------------------------------------------- */
-
-static bool all_finite(const double *x, int64_t count) {
-    for (int64_t n = 0; n < count; n++)
-        if (!isfinite(x[n])) return false;
-    return true;
-}
 
 /* Scores beyond any exponential give no NaN; documents that begin nowhere lead to no memory that is not the tensors',
  * and what is not a number to lists that can be read. */
@@ -294,8 +265,8 @@ static void test_extremes(void **state) {
         simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
         nsa_run(ops, &row, &x, parts);
         if (n < 2 || n >= 4) {
-            assert_true(all_finite(x.outputs[NSA_O], nsa_count(&row, NSA_Q)));
-            for (int g = 0; g < NSA_LEARNING; g++) assert_true(all_finite(x.gradients[g], nsa_count(&row, g)));
+            assert_true(case_all_finite(x.outputs[NSA_O], nsa_count(&row, NSA_Q)));
+            for (int g = 0; g < NSA_LEARNING; g++) assert_true(case_all_finite(x.gradients[g], nsa_count(&row, g)));
         }
         for (int64_t c = 0; c < nsa_chosen_count(&row); c++) {
             const int64_t own = c / row.select / 2 / row.block, s = c % row.select;

@@ -1,8 +1,8 @@
 /* The CUDA tables under the guard, executed on the host: there a GPU's memory can be read as it is. Every operation at
  * awkward shapes overlaps nothing, writes its outputs whole and nothing else; that the guard sees a table that breaks
  * this. */
-#include "kernels/guard/guard.h"
 #include "ops/attention_case.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 #include "support/check.h"
 #include "tests/ops/op_cases.h"
@@ -11,28 +11,6 @@
 #include <string.h>
 
 enum { LONG = 160 /* tokens: a row that takes seconds */ };
-
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
-
-/* A table of the device, and a guard around what says that its memory is the host's. */
-struct guarded {
-    const struct ops *table, *guard;
-    struct ops readable;
-};
-static void guarded_open(struct guarded *g, const char *name, bool deterministic) {
-    CHECK_OK(ops_open(name, &(struct ops_options){.threads = 1, .deterministic = deterministic}, &g->table));
-    g->readable = *g->table;
-    g->readable.host_memory = true;
-    g->readable.close = close_nothing;
-    CHECK_OK(guard_open(&g->readable, &g->guard));
-}
-static void guarded_close(struct guarded *g) {
-    CHECK_OK(g->guard->synchronise(g->guard));
-    g->guard->close(g->guard);
-    g->table->close(g->table);
-}
 
 static void run_operations(const char *name) {
     struct guarded g;

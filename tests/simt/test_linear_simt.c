@@ -2,15 +2,15 @@
  * orders of threads; the same bits in all of them; no output that knows a later token; nothing written elsewhere.
  * `test_linear_simt TEST ROW` runs the tests of this name (* stands for any letters), of tables the rows whose name
  * starts so. Tolerances: ops/linear_device.h. */
-#include "kernels/guard/guard.h"
 #include "ops/case_arrays.h"
 #include "ops/linear_device.h"
+#include "simt/far.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 #include "support/check.h"
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
 
 enum { LONG = 150 /* tokens */ };
 
@@ -21,7 +21,7 @@ static bool is_chosen(const struct linear_case *row) {
 
 /* Forwards and backwards; of bf16 every other row only forwards. */
 static void run_table(const char *name) {
-    const struct ops *ops = linear_device_table(name, true), *oracle = linear_device_table("cpu-f64", true);
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < linear_device_case_count; n++) {
         const struct linear_case *row = &linear_device_cases[n];
         if (!is_chosen(row)) continue;
@@ -41,7 +41,7 @@ static void test_table_bf16(void **state) {
 }
 
 static void run_weights(const char *name, int turn) {
-    const struct ops *ops = linear_device_table(name, true), *oracle = linear_device_table("cpu-f64", true);
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < linear_device_case_count; n++) {
         const struct linear_case *row = &linear_device_cases[n];
         if (!is_chosen(row) || row->near_only || row->length > LONG || (turn && n % 2 == 0)) continue;
@@ -61,7 +61,7 @@ static void test_weights_bf16(void **state) {
 }
 
 static void run_decode(const char *name, int turn) {
-    const struct ops *ops = linear_device_table(name, true), *oracle = linear_device_table("cpu-f64", true);
+    const struct ops *ops = device_table(name, true), *oracle = device_table("cpu-f64", true);
     for (int n = 0; n < linear_decode_case_count; n++) {
         if (!is_chosen(&linear_decode_cases[n])) continue;
         simt_set_order((enum simt_order)((n + turn) % 3), (uint64_t)n);
@@ -79,13 +79,6 @@ static void test_decode_bf16(void **state) {
     run_decode("cuda", 1);
 }
 
-static void expect_same_bits(const struct linear_case *row, const char *what, const double *a, const double *b,
-                             int64_t count) {
-    for (int64_t n = 0; n < count; n++)
-        if (memcmp(&a[n], &b[n], sizeof *a) != 0)
-            fail_msg("%s: %s[%lld]: expected %.17g, found %.17g", row->name, what, (long long)n, a[n], b[n]);
-}
-
 /* Every output has the same bits whatever order the threads and blocks run in. */
 static void test_order(void **state) {
     (void)state;
@@ -93,7 +86,7 @@ static void test_order(void **state) {
         {"exp", 1, 140, 2, 1, 16, FEATURE_EXP, 20, 0, 9, .cuts = {30}, .beta = true, .chunk = 64},
         {"relu, squeeze", 2, 70, 2, 1, 8, FEATURE_RELU, 20, 5, 9, .bias = true, .beta = true, .cuts = {40}},
     };
-    const struct ops *ops = linear_device_table("cuda", true);
+    const struct ops *ops = device_table("cuda", true);
     for (size_t n = 0; n < 2 * sizeof rows / sizeof *rows; n++) {
         const struct linear_case *row = &rows[n / 2];
         struct linear_arrays found[3];
@@ -109,39 +102,15 @@ static void test_order(void **state) {
         }
         for (int order = SIMT_REVERSE; order <= SIMT_RANDOM; order++) {
             for (int i = 0; i < LINEAR_INPUTS; i++)
-                expect_same_bits(row, linear_names[i], found[0].gradient[i], found[order].gradient[i],
-                                 found[0].counts[i]);
-            expect_same_bits(row, "loss", &runs[0].loss, &runs[order].loss, 1);
+                linear_expect_bits(row, "another order", linear_names[i], found[0].gradient[i],
+                                   found[order].gradient[i], found[0].counts[i]);
+            linear_expect_bits(row, "another order", "loss", &runs[0].loss, &runs[order].loss, 1);
         }
         for (int order = SIMT_FORWARD; order <= SIMT_RANDOM; order++) linear_free(&found[order]);
     }
     ops->close(ops);
 }
 
-/* No output before token t, and none of another document, knows that token t was changed. */
-static void check_no_leak(const struct ops *ops, const struct linear_case *row, const struct linear_arrays *before,
-                          int64_t t, double factor) {
-    const int64_t query = row->heads * row->width, key = row->groups * row->width;
-    struct linear_arrays after;
-    linear_fill(row, &after);
-    for (int64_t d = t * query; d < (t + 1) * query; d++) after.in[LINEAR_Q][d] *= -factor;
-    for (int64_t d = t * key; d < (t + 1) * key; d++) {
-        after.in[LINEAR_K][d] = factor * (1.7 - after.in[LINEAR_K][d]);
-        after.in[LINEAR_V][d] *= 1e6;
-    }
-    linear_run(ops, row, &after, false);
-    int64_t end = row->length;
-    for (int64_t i = row->length - 1; i > t; i--)
-        if (after.start[i] == i) end = i;
-    const double *o = before->gradient[LINEAR_D_O], *found = after.gradient[LINEAR_D_O];
-    expect_same_bits(row, "an earlier o", o, found, t * query);
-    if (factor < 1e30)
-        expect_same_bits(row, "another document's o", o + end * query, found + end * query,
-                         (row->length - end) * query);
-    if (memcmp(o + t * query, found + t * query, (size_t)query * sizeof *o) == 0)
-        fail_msg("%s: changing token %lld changed nothing", row->name, (long long)t);
-    linear_free(&after);
-}
 static void test_no_leak(void **state) {
     (void)state;
     static const struct linear_case rows[] = {
@@ -150,7 +119,7 @@ static void test_no_leak(void **state) {
         {"relu, squeeze", 1, 132, 1, 1, 8, FEATURE_RELU, 20, 5, 9, .cuts = {131}, .chunk = 64},
     };
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *ops = linear_device_table(bf16 ? "cuda" : "cuda-f32", true);
+        const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
         for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) {
             static const int64_t places[] = {0, 15, 63, 64, 73, 129};
             static const double factors[] = {1.25, 80, 3e38};
@@ -158,7 +127,7 @@ static void test_no_leak(void **state) {
             linear_fill(&rows[n], &before);
             linear_run(ops, &rows[n], &before, false);
             for (size_t i = 0; i < sizeof places / sizeof *places; i++)
-                check_no_leak(ops, &rows[n], &before, places[i], factors[(i + n) % 3]);
+                linear_check_no_leak(ops, &rows[n], &before, places[i], factors[(i + n) % 3]);
             linear_free(&before);
         }
         ops->close(ops);
@@ -176,7 +145,7 @@ static void test_huge_scores(void **state) {
     };
     static const double magnitudes[] = {8, 60, 2000};
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *ops = linear_device_table(bf16 ? "cuda" : "cuda-f32", true);
+        const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
         for (size_t n = 0; n < sizeof rows / sizeof *rows; n++)
             for (int m = 0; m < 6; m++) {
                 struct linear_case row = rows[n];
@@ -199,29 +168,22 @@ static void test_huge_scores(void **state) {
     }
 }
 
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
 /* Under the guard: outputs are written whole, and nothing else. */
 static void test_guarded(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *table = linear_device_table(bf16 ? "cuda" : "cuda-f32", true), *guard;
-        const struct ops *oracle = linear_device_table("cpu-f64", true);
-        struct ops readable = *table;
-        readable.host_memory = true; /* tests/simt's device is the host */
-        readable.close = close_nothing;
-        CHECK_OK(guard_open(&readable, &guard));
+        const struct ops *oracle = device_table("cpu-f64", true);
+        struct guarded g;
+        guarded_open(&g, bf16 ? "cuda" : "cuda-f32", true);
         simt_set_order(SIMT_RANDOM, 3);
         for (int n = bf16; n < linear_device_case_count; n += 4) {
             if (linear_device_cases[n].length > LONG) continue;
-            linear_device_row(guard, oracle, &linear_device_cases[n], true);
-            if (!linear_device_cases[n].near_only) linear_device_weights(guard, oracle, &linear_device_cases[n]);
+            linear_device_row(g.guard, oracle, &linear_device_cases[n], true);
+            if (!linear_device_cases[n].near_only) linear_device_weights(g.guard, oracle, &linear_device_cases[n]);
         }
         for (int n = bf16; n < linear_decode_case_count; n += 3)
-            linear_device_decode(guard, oracle, &linear_decode_cases[n]);
-        guard->close(guard);
-        table->close(table);
+            linear_device_decode(g.guard, oracle, &linear_decode_cases[n]);
+        guarded_close(&g);
         oracle->close(oracle);
     }
 }
@@ -242,11 +204,10 @@ static void test_far_elements(void **state) {
     (void)state;
     static const struct linear_case row = {"far", 2, 3, 2, 2, 8, FEATURE_EXP, 20, 0, 1, .cuts = {0}};
     const int64_t step = ((int64_t)1 << 30) + 64, rows = row.batch * row.length * row.heads, count = rows * step;
-    float *memory = mmap(NULL, (size_t)count * sizeof *memory, PROT_READ | PROT_WRITE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) /* a machine that reserves no more than it has */
+    float *memory = far_reserve(count);
+    if (!memory) /* a machine that reserves no more than it has */
         CHECK_SKIP("far elements: no address space for %lld of them", (long long)count);
-    const struct ops *ops = linear_device_table("cuda-f32", true), *oracle = linear_device_table("cpu-f64", true);
+    const struct ops *ops = device_table("cuda-f32", true), *oracle = device_table("cpu-f64", true);
     struct tensor views[FAR_VIEWS], p[LINEAR_INPUTS] = {0};
     struct linear_arrays x;
     linear_fill(&row, &x);
@@ -282,7 +243,7 @@ static void test_far_elements(void **state) {
                 fail_msg("far: view %d[%lld]: expected %.9g, found %.9g", n, (long long)i,
                          x.gradient[outputs[n - 4]][i], found[i]);
     }
-    munmap(memory, (size_t)count * sizeof *memory);
+    far_release(memory, count);
     ops->release(ops, start.data);
     ops->release(ops, sums.data);
     for (int n = 0; n < LINEAR_INPUTS; n++) ops->release(ops, p[n].data);
@@ -299,7 +260,7 @@ static void test_wrong_starts(void **state) {
         {"both directions", 2, 70, 2, 1, 8, FEATURE_HEDGEHOG, 12, 0, 0, .bidirectional = true, .chunk = 64},
     };
     static const int32_t wrong[] = {-5, 1 << 30, 3, INT32_MIN, 69, INT32_MAX, 0};
-    const struct ops *ops = linear_device_table("cuda-f32", true);
+    const struct ops *ops = device_table("cuda-f32", true);
     for (size_t n = 0; n < sizeof rows / sizeof *rows; n++) {
         struct linear_weights_run run = {.weight = 1, .gradient_scale = 1, .gradients = true};
         struct linear_arrays x;

@@ -2,14 +2,14 @@
  * against the CPU's oracle, in several orders of threads, under the guard; the same bits in every order; places that
  * need more than 32 bits; contents that are wrong. `test_tokens_simt TEST ROW` runs the tests of this name (* stands
  * for any letters), of tables the rows whose name starts so. Tolerances: ops/tokens_device.h. */
-#include "kernels/guard/guard.h"
 #include "ops/case_arrays.h"
 #include "ops/tokens_device.h"
+#include "simt/far.h"
+#include "simt/guarded.h"
 #include "simt/simt.h"
 
 #include <math.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static const char *chosen = "";
 static bool is_chosen(const struct index_case *row) {
@@ -80,20 +80,13 @@ static void same_bits(void **state) {
     oracle->close(oracle);
 }
 
-static void close_nothing(const struct ops *ops) {
-    (void)ops;
-}
-
 /* Outputs are written whole, and nothing else is. */
 static void guarded(void **state) {
     (void)state;
     for (int bf16 = 0; bf16 < 2; bf16++) {
-        const struct ops *table = index_open(bf16 ? "cuda" : "cuda-f32", 1, NULL), *guard = NULL,
-                         *oracle = index_open("cpu-f64", 1, NULL);
-        struct ops readable = *table; /* of tests/simt the device's memory can be read as it is */
-        readable.host_memory = true;
-        readable.close = close_nothing;
-        CHECK_OK(guard_open(&readable, &guard));
+        const struct ops *oracle = index_open("cpu-f64", 1, NULL);
+        struct guarded g;
+        guarded_open(&g, bf16 ? "cuda" : "cuda-f32", false);
         for (int n = 0; n < tokens_shape_count; n++) {
             const struct index_case *row = &tokens_shapes[n];
             if (!is_chosen(row) || row->length > 129 || n % 2 != bf16) continue;
@@ -101,12 +94,10 @@ static void guarded(void **state) {
             index_fill(row, &x);
             index_choose(oracle, row, &x, INDEX_LEARNED, 0);
             simt_set_order((enum simt_order)(n % 3), (uint64_t)n);
-            index_run(guard, row, &x, RUN_FED);
+            index_run(g.guard, row, &x, RUN_FED);
             index_free(&x);
         }
-        CHECK_OK(guard->synchronise(guard));
-        guard->close(guard);
-        table->close(table);
+        guarded_close(&g);
         oracle->close(oracle);
     }
 }
@@ -168,9 +159,8 @@ static void far_elements(void **state) {
     static const struct index_case row = {"far", FAR_BATCH, FAR_LENGTH, FAR_HEADS, FAR_HEADS, FAR_WIDTH, 2,
                                           1,     1,         FAR_WIDTH,  1,         1,         1,         0,
                                           0,     0,         {0},        false,     1};
-    const size_t bytes = (size_t)(far_rows * far_step) * sizeof(float);
-    float *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (memory == MAP_FAILED) CHECK_SKIP("far elements: no address space for %zu bytes", bytes);
+    float *memory = far_reserve(far_rows * far_step);
+    if (!memory) CHECK_SKIP("far elements: no address space for %lld of them", (long long)(far_rows * far_step));
     const struct ops *oracle = index_open("cpu-f64", 1, NULL);
     struct memory m = {.ops = index_open("cuda-f32", 1, NULL)};
     struct index_arrays x;
@@ -216,7 +206,7 @@ static void far_elements(void **state) {
     release(&m);
     oracle->close(oracle);
     index_free(&x);
-    munmap(memory, bytes);
+    far_release(memory, far_rows * far_step);
 }
 
 /* One problem by hand: three lists a query of the same content. */
