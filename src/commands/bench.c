@@ -123,25 +123,6 @@ static enum status find_table(const char *command, const char *device, const cha
     return STATUS_OK;
 }
 
-/* option: the name of the one that takes the numbers; without any, what is in `lengths` stays. */
-static enum status read_lengths(const char *command, const char *option, const struct option_list *words,
-                                struct layers_command *c) {
-    if (words->count > LENGTHS_MAX) {
-        return error_set(STATUS_USAGE, "%s: --%s: expected at most %d, found %zu", command, option, LENGTHS_MAX,
-                         words->count);
-    }
-    if (words->count) c->options.length_count = (int)words->count;
-    for (size_t i = 0; i < words->count; i++) {
-        char *end = NULL;
-        c->lengths[i] = strtoll(words->values[i], &end, 10);
-        if (*end != '\0' || c->lengths[i] < 1 || c->lengths[i] > 1 << 24) {
-            return error_set(STATUS_USAGE, "%s: --%s: expected numbers from 1 to %d, found \"%s\"", command, option,
-                             1 << 24, words->values[i]);
-        }
-    }
-    return STATUS_OK;
-}
-
 /* `c` comes with the default lengths and repeats; released with layers_free after failures too. */
 static enum status layers_read(int argc, char **argv, const char *lengths, struct layers_command *c) {
     int64_t window = 256, sinks = 4, repeats = c->options.repeats, threads = 0;
@@ -169,7 +150,7 @@ static enum status layers_read(int argc, char **argv, const char *lengths, struc
     };
     enum status status;
     TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
-    TRY_GOTO(done, read_lengths(argv[0], lengths, &words, c));
+    TRY_GOTO(done, options_numbers(argv[0], lengths, &words, 1 << 24, LENGTHS_MAX, c->lengths, &o->length_count));
     TRY_GOTO(done, find_table(argv[0], c->device, &o->table));
     if (o->heads % o->groups != 0) {
         status = error_set(STATUS_USAGE, "%s: --heads: expected a multiple of --groups, %lld, found %lld", argv[0],

@@ -11,22 +11,6 @@
 
 enum { LIST_MAX = 16 };
 
-static enum status read_list(const char *option, const struct option_list *words, double most, int64_t *values,
-                             int *count) {
-    if (words->count > LIST_MAX)
-        return error_set(STATUS_USAGE, "bench tune: --%s: expected at most %d, found %zu", option, LIST_MAX,
-                         words->count);
-    if (words->count) *count = (int)words->count;
-    for (size_t i = 0; i < words->count; i++) {
-        char *end = NULL;
-        values[i] = strtoll(words->values[i], &end, 10);
-        if (*end != '\0' || values[i] < 1 || (double)values[i] > most)
-            return error_set(STATUS_USAGE, "bench tune: --%s: expected numbers from 1 to %.0f, found \"%s\"", option,
-                             most, words->values[i]);
-    }
-    return STATUS_OK;
-}
-
 static void print_rows(const struct tuning_row *rows, int64_t count, bool json) {
     if (json) printf("{\"bench\": \"tune\", \"rows\": [");
     for (int64_t n = 0; n < count; n++) {
@@ -72,12 +56,11 @@ enum status bench_tune(int argc, char **argv) {
     };
     enum status status;
     TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
-    TRY_GOTO(done, read_list("lengths", &of_lengths, 1 << 24, lengths, &o.length_count));
-    TRY_GOTO(done, read_list("widths", &of_widths, 64, widths, &o.width_count));
+    TRY_GOTO(done, options_numbers(argv[0], "lengths", &of_lengths, 1 << 24, LIST_MAX, lengths, &o.length_count));
+    TRY_GOTO(done, options_numbers(argv[0], "widths", &of_widths, 64, LIST_MAX, widths, &o.width_count));
     o.rounds = (int)rounds;
     TRY_GOTO(done, device_choose(device, true, NULL, &ops));
-    o.table = ops->host_memory ? "cpu" : "cuda";
-    TRY_GOTO(done, tuning_measure(&o, &rows, &count));
+    TRY_GOTO(done, tuning_measure(ops, &o, &rows, &count));
     print_rows(rows, count, json);
     if (!out) goto done;
     TRY_GOTO(done, memory_new((size_t)count, sizeof *entries, "a tuning file", &entries));

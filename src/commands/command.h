@@ -36,6 +36,10 @@ struct option {
  * `unknown`: when not NULL, collects "--a.b=c" words (config overrides) instead of refusing them. */
 enum status options_read(int argc, char **argv, const struct option *options, size_t option_count,
                          struct option_list *words, struct option_list *unknown);
+/* The words of option `name` as whole numbers from 1 to `most`, at most `capacity` of them. Without any, values and *count stay.
+ * STATUS_USAGE names `command`, the option and what was found. */
+enum status options_numbers(const char *command, const char *name, const struct option_list *words, int64_t most, int capacity,
+                            int64_t *values, int *count);
 void options_free(struct option_list *list); /* frees the array, not the words */
 
 /* The commands, in the order of `squint --help`; ends with a row whose name is NULL. */

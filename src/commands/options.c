@@ -18,6 +18,21 @@ void options_free(struct option_list *list) {
     *list = (struct option_list){0};
 }
 
+enum status options_numbers(const char *command, const char *name, const struct option_list *words, int64_t most, int capacity,
+                            int64_t *values, int *count) {
+    if (words->count > (size_t)capacity)
+        return error_set(STATUS_USAGE, "%s: --%s: expected at most %d, found %zu", command, name, capacity, words->count);
+    if (words->count) *count = (int)words->count;
+    for (size_t i = 0; i < words->count; i++) {
+        char *end = NULL;
+        values[i] = strtoll(words->values[i], &end, 10);
+        if (*end != '\0' || values[i] < 1 || values[i] > most)
+            return error_set(STATUS_USAGE, "%s: --%s: expected numbers from 1 to %lld, found \"%s\"", command, name,
+                             (long long)most, words->values[i]);
+    }
+    return STATUS_OK;
+}
+
 static enum status unknown_option(const char *command, const char *name, const struct option *options, size_t count) {
     const char *nearest = NULL;
     size_t best = 4;

@@ -14,8 +14,8 @@
 
 /* --- the file ----------------------------------------------------------------------------------------------------- */
 
-/* The device's name as files have it: what it is, without the versions of what drives it. */
-static size_t device_name(const char *text) {
+/* Of a device's description what files name it by: what it is, without the versions of what drives it. */
+static size_t name_length(const char *text) {
     return strcspn(text, ",");
 }
 
@@ -60,7 +60,7 @@ enum status tuning_load(const char *path, const struct ops *ops) {
         if (strncmp(line, "device ", 7) == 0) {
             const char *own = ops->describe(ops), *other = line + 7;
             named = true;
-            if (device_name(own) == device_name(other) && strncmp(own, other, device_name(own)) == 0) continue;
+            if (name_length(own) == name_length(other) && strncmp(own, other, name_length(own)) == 0) continue;
             log_line("tuning   %s: is for %s, not used", path, other);
             goto done;
         }
@@ -90,7 +90,7 @@ enum status tuning_save(const char *path, const struct ops *ops, const struct tu
     const size_t room = sizeof head + strlen(name) + 16 + (size_t)count * (TUNING_NAME + 64);
     char *text = NULL;
     TRY(memory_new(room, 1, "a tuning file", &text));
-    size_t used = (size_t)snprintf(text, room, "%sdevice %.*s\n", head, (int)device_name(name), name);
+    size_t used = (size_t)snprintf(text, room, "%sdevice %.*s\n", head, (int)name_length(name), name);
     for (int64_t n = 0; n < count; n++)
         used += (size_t)snprintf(text + used, room - used, "%s %lld %lld %d\n", entries[n].kernel,
                                  (long long)entries[n].width, (long long)entries[n].length, entries[n].form);
@@ -187,25 +187,18 @@ done:
     return status;
 }
 
-enum status tuning_measure(const struct tuning_options *o, struct tuning_row **rows, int64_t *count) {
-    const struct ops *ops = NULL;
+enum status tuning_measure(const struct ops *ops, const struct tuning_options *o, struct tuning_row **rows,
+                           int64_t *count) {
     struct tunable tunable;
-    int kernels = 0, several = 0;
-    enum status status;
+    int several = 0;
     *rows = NULL;
     *count = 0;
-    TRY(ops_open(o->table, NULL, &ops));
-    for (; ops->tunable && ops->tunable(ops, kernels, &tunable); kernels++) several += tunable.forms > 1;
-    if (several == 0) {
-        status = error_set(STATUS_USAGE,
-                           "bench tune: device %s has no kernel with several forms; expected --device cuda", ops->name);
-        goto done;
-    }
-    TRY_GOTO(done, memory_new((size_t)(several * o->length_count * o->width_count), sizeof **rows, "times", rows));
+    for (int kernel = 0; ops->tunable && ops->tunable(ops, kernel, &tunable); kernel++) several += tunable.forms > 1;
+    if (several == 0)
+        return error_set(STATUS_USAGE, "bench tune: device %s has no kernel with several forms; expected --device cuda",
+                         ops->name);
+    TRY(memory_new((size_t)(several * o->length_count * o->width_count), sizeof **rows, "times", rows));
     for (int w = 0; w < o->width_count; w++)
-        for (int n = 0; n < o->length_count; n++)
-            TRY_GOTO(done, measure_shape(ops, o, o->widths[w], o->lengths[n], *rows, count));
-done:
-    ops->close(ops);
-    return status;
+        for (int n = 0; n < o->length_count; n++) TRY(measure_shape(ops, o, o->widths[w], o->lengths[n], *rows, count));
+    return STATUS_OK;
 }

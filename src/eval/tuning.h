@@ -26,7 +26,6 @@ enum status tuning_apply(const struct ops *ops, const struct ops_options *option
 enum status tuning_save(const char *path, const struct ops *ops, const struct tuning_entry *entries, int64_t count);
 
 struct tuning_options {
-    const char *table; /* "cuda" */
     int64_t batch, heads;
     const int64_t *lengths, *widths;
     int length_count, width_count, rounds; /* rounds: of all forms by turns */
@@ -40,6 +39,7 @@ struct tuning_row {
 };
 /* *rows: every kernel of the table that has several forms, at every width and length; to be released with free(). The
  * best form is the first unless another takes at most 0.98 of its time. STATUS_USAGE: the table has no such kernel. */
-enum status tuning_measure(const struct tuning_options *options, struct tuning_row **rows, int64_t *count);
+enum status tuning_measure(const struct ops *ops, const struct tuning_options *options, struct tuning_row **rows,
+                           int64_t *count);
 
 #endif

@@ -58,14 +58,14 @@ static void files(void **state) {
     char path[512];
     snprintf(path, sizeof path, "%s", scratch_path("tuning"));
     const int64_t lengths[] = {20}, widths[] = {16};
-    const struct tuning_options options = {"cuda", 1, 1, lengths, widths, 1, 1, 1};
+    const struct tuning_options options = {1, 1, lengths, widths, 1, 1, 1};
     struct tuning_row *measured;
     int64_t count;
-    CHECK_OK(tuning_measure(&options, &measured, &count));
-    assert_int_equal(count, 3);
-    for (int n = 0; n < 3; n++) assert_true(measured[n].forms == 3 && measured[n].seconds[2] > 0);
     const struct ops *ops = device_table("cuda", false), *single = device_table("cuda-f32", false),
                      *cpu = device_table("cpu", false);
+    CHECK_OK(tuning_measure(ops, &options, &measured, &count));
+    assert_int_equal(count, 3);
+    for (int n = 0; n < 3; n++) assert_true(measured[n].forms == 3 && measured[n].seconds[2] > 0);
 
     measured[1].best.form = 2;
     const struct tuning_entry entries[] = {measured[0].best, measured[1].best, measured[2].best};
@@ -90,9 +90,8 @@ static void files(void **state) {
     assert_int_equal(tuning_apply(ops, NULL), STATUS_USAGE);
     error_clear();
     unsetenv("SQUINT_TUNING");
-    const struct tuning_options on_cpu = {"cpu", 1, 1, lengths, widths, 1, 1, 1};
     struct tuning_row *none;
-    assert_int_equal(tuning_measure(&on_cpu, &none, &count), STATUS_USAGE);
+    assert_int_equal(tuning_measure(cpu, &options, &none, &count), STATUS_USAGE);
     error_clear();
     free(measured);
     ops->close(ops);
