@@ -4,18 +4,14 @@
  * Here are the deltas, dq by rows and the coefficients' gradients; attention_keys.cu makes dk and dv. What a pair needs
  * of its query lies in one record for each query, head and candidate. */
 #include "kernels/cuda/attention_rows.cuh"
-#include "kernels/cuda/tuning.cuh"
 
 namespace {
 
-/* By form, see tuning.cuh. */
-template <class T, int D, int FORM = 0> struct backward_shape;
-template <> struct backward_shape<bf16, 64, 0> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
-template <> struct backward_shape<bf16, 64, 1> { using shape = tile_shape<bf16, 64, 4, 1, 64>; };
-template <> struct backward_shape<bf16, 64, 2> { using shape = tile_shape<bf16, 64, 8, 1, 32>; };
-template <> struct backward_shape<bf16, 128, 0> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
-template <> struct backward_shape<bf16, 256, 0> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
-template <int D> struct backward_shape<float, D, 0> {
+template <class T, int D> struct backward_shape;
+template <> struct backward_shape<bf16, 64> { using shape = tile_shape<bf16, 64, 4, 2, 32>; };
+template <> struct backward_shape<bf16, 128> { using shape = tile_shape<bf16, 128, 4, 1, 64>; };
+template <> struct backward_shape<bf16, 256> { using shape = tile_shape<bf16, 256, 4, 1, 32>; };
+template <int D> struct backward_shape<float, D> {
     using shape = tile_shape<float, D, D == 256 ? 2 : 4, 1, D == 256 ? 16 : 32>;
 };
 
@@ -204,8 +200,7 @@ __global__ void __launch_bounds__(128)
     to[row * stride + m] += static_cast<float>(sum);
 }
 
-/* MIXTURES: else there is one candidate, and kernels for several are not even compiled. */
-template <class S, bool MIXTURES>
+template <class S>
 enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t batch, bool dq, bool deltas) {
     using T = typename S::real;
     const attention_problem &p = g.f;
@@ -221,29 +216,22 @@ enum status run_rows(const struct ops *ops, const attention_gradient &g, int64_t
     const size_t records = static_cast<size_t>(p.count) * S::rows * sizeof(attention_record);
     const size_t shared = (2 * S::rows + 4 * S::columns) * S::stride * sizeof(T) + records;
     const size_t sums = static_cast<size_t>(p.count) * S::tiles * 2 * S::threads * sizeof(float);
-    if constexpr (MIXTURES)
-        if (deltas)
-            TRY(device_launch(ops, "attention_backward", gather_rows<S, 0, true>, grid, S::threads, shared + sums,
-                              arguments));
+    if (deltas)
+        TRY(device_launch(ops, "attention_backward", gather_rows<S, 0, true>, grid, S::threads, shared + sums,
+                          arguments));
     if (!dq) return STATUS_OK;
-    if constexpr (MIXTURES)
-        if (p.count > 1 || !std::is_same_v<T, bf16>) /* fp32 is not there for speed */
-            return device_launch(ops, "attention_backward", gather_rows<S, 0, false>, grid, S::threads, shared,
+    if constexpr (std::is_same_v<T, bf16>) /* fp32 is not there for speed */
+        if (p.count == 1)
+            return device_launch(ops, "attention_backward", gather_rows<S, 1, false>, grid, S::threads, shared,
                                  arguments);
-    if constexpr (std::is_same_v<T, bf16>)
-        return device_launch(ops, "attention_backward", gather_rows<S, 1, false>, grid, S::threads, shared, arguments);
-    return STATUS_OK;
+    return device_launch(ops, "attention_backward", gather_rows<S, 0, false>, grid, S::threads, shared, arguments);
 }
 
 enum status launch_rows(const struct ops *ops, const attention_gradient &g, int64_t batch, bool dq, bool deltas) {
     return with_real(ops, [&](auto real) {
         return with_padded_width(g.f.width, [&](auto width) {
-            constexpr int D = decltype(width)::value;
-            return with_form<decltype(real), D>(ops, TUNED_ROWS, deltas ? 0 : g.f.count, g.f.length, [&](auto form) {
-                constexpr int F = decltype(form)::value;
-                return run_rows<typename backward_shape<decltype(real), D, F>::shape, F == 0>(ops, g, batch, dq,
-                                                                                              deltas);
-            });
+            return run_rows<typename backward_shape<decltype(real), decltype(width)::value>::shape>(ops, g, batch, dq,
+                                                                                                    deltas);
         });
     });
 }

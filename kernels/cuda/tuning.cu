@@ -6,7 +6,7 @@ namespace {
 constexpr struct {
     const char *name;
     bool backward; /* its time is part of attention's backward pass, else of the forward pass */
-} kernels[TUNED_KERNELS] = {{"attention_forward", false}, {"attention_rows", true}, {"attention_keys", true}};
+} kernels[TUNED_KERNELS] = {{"attention_forward", false}, {"attention_keys", true}};
 
 constexpr int64_t widest = 64;
 

@@ -7,7 +7,9 @@
 
 #include <type_traits>
 
-enum tuned_kernel { TUNED_FORWARD = 0, TUNED_ROWS, TUNED_KEYS, TUNED_KERNELS };
+/* attention_backward.cu's kernels by rows have one form: they only run where a table is never looked at
+ * (deterministic), or for mixtures. */
+enum tuned_kernel { TUNED_FORWARD = 0, TUNED_KEYS, TUNED_KERNELS };
 constexpr int tuned_forms = 3;
 
 /* The form of `kernel` for sequences of `length` tokens. */
