@@ -26,6 +26,7 @@ int gpu_test_compressed(void); /* nsa's compressed branch, and the choice of blo
 int gpu_test_blocks(void);     /* nsa's chosen blocks, and learning to choose */
 int gpu_test_choice(void);     /* the indexer's choice and its decoding */
 int gpu_test_tokens(void);     /* attention to single tokens, and learning where to look */
+int gpu_test_million(void);    /* sequences of 2^20 tokens */
 int gpu_test_repeat(void);     /* deterministic: the same bits again */
 int gpu_test_model(void);      /* the exactness ladder of whole models */
 

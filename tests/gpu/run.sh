@@ -71,7 +71,7 @@ if [ $code != 0 ]; then exit $code; fi
 
 parity() {
     local group
-    for group in ops attention linear compressed blocks choice tokens repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
+    for group in ops attention linear compressed blocks choice tokens million repeat model; do step "parity-$group" 900 "$test_gpu" $group ${quick[@]+"${quick[@]}"}; done
     # $SQUINT_DATA: a folder with the trained model stories260K and its golden.json; without it the random models of transformers alone.
     SQUINT=$squint SQUINT_SOURCE=$here SQUINT_OPTIONS=--device=cuda step parity-golden 600 "$tests/test_golden_commands"
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh

@@ -30,6 +30,7 @@ static const struct {
               {"blocks", gpu_test_blocks},
               {"choice", gpu_test_choice},
               {"tokens", gpu_test_tokens},
+              {"million", gpu_test_million},
               {"repeat", gpu_test_repeat},
               {"model", gpu_test_model}};
 

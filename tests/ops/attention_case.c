@@ -1,5 +1,7 @@
 #include "ops/attention_case.h"
 
+#include "ops/case_arrays.h"
+
 #include "base/memory.h"
 #include "base/rng.h"
 #include "support/check.h"
@@ -41,14 +43,8 @@ bool case_shows(const struct candidate *c, bool causal, const int32_t *start, in
     return false;
 }
 
-static double *new_array(int64_t count) {
-    double *array;
-    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
-    return array;
-}
-
 static double *draw(int64_t count, uint64_t seed, uint64_t part, double magnitude) {
-    double *array = new_array(count);
+    double *array = case_new_array(count);
     for (int64_t n = 0; n < count; n++) /* Rounded to float, so that every table sees the same numbers. */
         array[n] = (double)(float)(magnitude * rng_normal(seed, rng_substream(RNG_TEST, part), (uint64_t)n));
     return array;
@@ -61,25 +57,18 @@ void case_fill(const struct attention_case *row, uint64_t seed, struct attention
     x->k = draw(keys, seed, 2, 1);
     x->v = draw(keys, seed, 3, 1);
     x->d_o = draw(queries, seed, 4, 1);
-    x->coefficients = new_array(row->heads * row->count);
+    x->coefficients = case_new_array(row->heads * row->count);
     for (int64_t h = 0; h < row->heads; h++)
         for (int m = 0; m < row->count; m++)
             x->coefficients[h * row->count + m] =
                 row->plain ? 1 : (double)(float)row->coefficients[row->shared ? 0 : h % 2][m];
-    x->o = new_array(queries);
-    x->log_sums = new_array(sums_count(row));
-    x->dq = new_array(queries);
-    x->dk = new_array(keys);
-    x->dv = new_array(keys);
-    x->dcoefficients = new_array(row->heads * row->count);
-    CHECK_OK(memory_new((size_t)(row->batch * row->length), sizeof *x->start, "starts", &x->start));
-    for (int64_t b = 0; b < row->batch; b++)
-        for (int64_t t = 0, start = 0; t < row->length; t++) {
-            /* The second sequence of a batch is cut elsewhere. */
-            for (int n = 0; row->cuts[n]; n++)
-                if (t == row->cuts[n] + b) start = t;
-            x->start[b * row->length + t] = (int32_t)start;
-        }
+    x->o = case_new_array(queries);
+    x->log_sums = case_new_array(sums_count(row));
+    x->dq = case_new_array(queries);
+    x->dk = case_new_array(keys);
+    x->dv = case_new_array(keys);
+    x->dcoefficients = case_new_array(row->heads * row->count);
+    x->start = case_new_start(row->batch, row->length, row->cuts);
 }
 
 void case_free(struct attention_arrays *x) {
@@ -138,32 +127,19 @@ static void reference_row(const struct attention_case *row, struct attention_arr
 }
 
 void case_reference(const struct attention_case *row, struct attention_arrays *x) {
-    double *p = new_array(row->count * row->length);
+    double *p = case_new_array(row->count * row->length);
     for (int64_t b = 0; b < row->batch; b++)
         for (int64_t h = 0; h < row->heads; h++)
             for (int64_t i = 0; i < row->length; i++) reference_row(row, x, b, h, i, p);
     free(p);
 }
 
-/* To nearest, ties to even. */
-static uint16_t to_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-static float of_bf16(uint16_t x) {
-    const uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 void case_round(const struct attention_case *row, struct attention_arrays *x) {
     const int64_t queries = case_query_count(row), keys = case_key_count(row);
-    for (int64_t n = 0; n < queries; n++) x->q[n] = (double)of_bf16(to_bf16((float)x->q[n]));
-    for (int64_t n = 0; n < queries; n++) x->d_o[n] = (double)of_bf16(to_bf16((float)x->d_o[n]));
-    for (int64_t n = 0; n < keys; n++) x->k[n] = (double)of_bf16(to_bf16((float)x->k[n]));
-    for (int64_t n = 0; n < keys; n++) x->v[n] = (double)of_bf16(to_bf16((float)x->v[n]));
+    case_round_bf16(x->q, queries);
+    case_round_bf16(x->d_o, queries);
+    case_round_bf16(x->k, keys);
+    case_round_bf16(x->v, keys);
 }
 
 struct tensor case_to_device(const struct ops *ops, enum dtype dtype, const double *from, int64_t count) {
@@ -177,7 +153,7 @@ struct tensor case_to_device(const struct ops *ops, enum dtype dtype, const doub
         else if (dtype == DTYPE_F32)
             ((float *)host)[n] = (float)from[n];
         else
-            ((uint16_t *)host)[n] = to_bf16((float)from[n]);
+            ((uint16_t *)host)[n] = bf16_from_float((float)from[n]);
     CHECK_OK(ops->upload(ops, t, host));
     free(host);
     return t;
@@ -191,7 +167,7 @@ void case_from_device(const struct ops *ops, struct tensor t, double *to) {
         if (t.dtype == DTYPE_F64)
             to[n] = ((double *)host)[n];
         else
-            to[n] = (double)(t.dtype == DTYPE_F32 ? ((float *)host)[n] : of_bf16(((uint16_t *)host)[n]));
+            to[n] = (double)(t.dtype == DTYPE_F32 ? ((float *)host)[n] : bf16_to_float(((uint16_t *)host)[n]));
     free(host);
 }
 
@@ -223,7 +199,7 @@ static struct views make_views(const struct ops *ops, const struct attention_cas
         x.v = view4(row, x.block[2] = case_to_device(ops, ops->real, v, tokens * b), row->groups);
         return x;
     }
-    double *matrix = new_array(tokens * all);
+    double *matrix = case_new_array(tokens * all);
     columns(matrix, tokens, all, 0, q, a, false);
     columns(matrix, tokens, all, a, k, b, false);
     columns(matrix, tokens, all, a + b, v, b, false);
@@ -246,7 +222,7 @@ static void close_views(const struct ops *ops, const struct attention_case *row,
         case_from_device(ops, x->block[1], k);
         case_from_device(ops, x->block[2], v);
     } else if (q) {
-        double *matrix = new_array(tokens * all);
+        double *matrix = case_new_array(tokens * all);
         case_from_device(ops, x->block[0], matrix);
         columns(matrix, tokens, all, 0, q, a, true);
         columns(matrix, tokens, all, a, k, b, true);

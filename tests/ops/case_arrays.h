@@ -20,6 +20,27 @@ static inline double case_draw(int64_t n, int64_t part) {
     return (double)((int64_t)(x % 65536) - 32768) / 32768;
 }
 
+static inline double *case_new_array(int64_t count) {
+    double *array;
+    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
+    return array;
+}
+
+/* start [B,T] of documents that begin at 0 and at the tokens of `cuts` (ends with 0), in sequence b that many later; or, where the first of
+ * `cuts` is negative, at every -cuts[0]-th token. */
+static inline int32_t *case_new_start(int64_t batch, int64_t length, const int64_t *cuts) {
+    int32_t *start;
+    CHECK_OK(memory_new((size_t)(batch * length), sizeof *start, "starts", &start));
+    for (int64_t b = 0; b < batch; b++)
+        for (int64_t t = 0, first = 0; t < length; t++) {
+            if (cuts[0] < 0 && (t - b) % cuts[0] == 0) first = t;
+            for (int n = 0; cuts[n] > 0; n++)
+                if (t == cuts[n] + b) first = t;
+            start[b * length + t] = (int32_t)first;
+        }
+    return start;
+}
+
 static inline bool case_all_finite(const double *array, int64_t count) {
     for (int64_t n = 0; n < count; n++)
         if (!isfinite(array[n])) return false;

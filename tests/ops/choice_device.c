@@ -160,6 +160,7 @@ struct near_list {
     const struct index_case *row;
     const char *what;
     int64_t i, s, low, high, document; /* i of [B·T]; document: its first token, of [B·T] */
+    int64_t base;                      /* pooled blocks of the sequence's earlier documents */
     struct near_score *scores;         /* [high] */
     bool *sure, *possible;             /* [high]: competes in any case, may compete */
     double steps;                      /* of a sum */
@@ -190,16 +191,10 @@ static void mark_blocks(const struct near_list *l, const struct index_arrays *x,
     CHECK_OK(memory_new((size_t)whole, sizeof *scores, "scores", &scores));
     CHECK_OK(memory_new((size_t)whole, sizeof *sure, "marks", &sure));
     CHECK_OK(memory_new((size_t)whole, sizeof *possible, "marks", &possible));
-    int64_t base = 0; /* blocks of the sequence's earlier documents */
-    for (int64_t t = b * row->length, first = t; t <= l->document; t++)
-        if (x->start[t] == t - b * row->length) {
-            base += (t - first) / block;
-            first = t;
-        }
     for (int64_t m = 0; m < whole; m++)
         for (int part = 0; part < 2; part++)
-            add_learned(row, x, l->i, l->s, pooled + (((b * bound + base + m) * 2 + part) * row->lists + l->s) * size,
-                        &scores[m]);
+            add_learned(row, x, l->i, l->s,
+                        pooled + (((b * bound + l->base + m) * 2 + part) * row->lists + l->s) * size, &scores[m]);
     near_highest(scores, whole, row->coarse_blocks, 2 * l->steps, sure, possible);
     for (int64_t t = 0; t < l->high; t++) {
         l->sure[t] = t / block >= whole || sure[t / block];
@@ -242,7 +237,7 @@ static void check_list(const struct near_list *l, const int32_t *chosen, int64_t
 }
 
 static void check_near(const struct index_case *row, const struct index_arrays *x, const double *pooled, int64_t i,
-                       int64_t s, bool attention) {
+                       int64_t base, int64_t s, bool attention) {
     const int64_t sequence = i / row->length * row->length, document = sequence + x->start[i],
                   reach = i - row->window + 1 - document, high = reach > 0 ? reach : 0;
     struct near_list l = {.row = row,
@@ -252,6 +247,7 @@ static void check_near(const struct index_case *row, const struct index_arrays *
                           .low = row->sinks < high ? row->sinks : high,
                           .high = high,
                           .document = document,
+                          .base = base,
                           .steps = (double)(attention ? row->width : row->index_width + row->index_heads) + 4};
     const size_t room = (size_t)(i - document + 1);
     CHECK_OK(memory_new(room, sizeof *l.scores, "scores", &l.scores));
@@ -283,10 +279,16 @@ void choice_near(const struct ops *ops, const struct ops *oracle, const struct i
         if (!(fabs(a - b) <= tolerance * fabs(a) + 1e-6))
             fail_msg("%s: %s: pooled[%lld]: expected %.9g, found %.9g", row->name, ops->name, (long long)n, a, b);
     }
-    for (int64_t i = 0; i < row->batch * row->length; i++)
+    for (int64_t i = 0, base = 0; i < row->batch * row->length; i++) {
+        const int64_t place = i % row->length;
+        if (place == 0)
+            base = 0;
+        else if (row->coarse && found.start[i] == place)
+            base += (place - found.start[i - 1]) / row->coarse;
         for (int64_t s = 0; s < row->lists; s++)
             for (int attention = 0; attention < 2; attention++)
-                check_near(row, &found, found.outputs[OUTPUT_POOLED], i, s, attention);
+                check_near(row, &found, found.outputs[OUTPUT_POOLED], i, base, s, attention);
+    }
     index_free(&expected);
     index_free(&found);
 }

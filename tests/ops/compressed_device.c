@@ -26,12 +26,6 @@ const struct nsa_case compressed_shapes[] = {
 };
 const int compressed_shape_count = sizeof compressed_shapes / sizeof *compressed_shapes;
 
-static double *new_array(int64_t count) {
-    double *array;
-    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
-    return array;
-}
-
 /* --- rows of the table -------------------------------------------------------------------------------------------- */
 
 static int64_t blocks_in(const struct nsa_case *row, int64_t tokens) {
@@ -82,7 +76,7 @@ struct rating {
     double scale;
 };
 static void rate(const struct rating *r, double *importance, int64_t blocks) {
-    double *weights = new_array(r->visible + 1);
+    double *weights = case_new_array(r->visible + 1);
     memset(importance, 0, (size_t)blocks * sizeof *importance);
     for (int m = 0; m < r->members; m++) {
         double most = -INFINITY, sum = 0;
@@ -128,11 +122,12 @@ static void check_choices(const struct nsa_case *row, const struct nsa_arrays *x
     const int64_t bound = compressed_bound(row->length, row->compress, row->stride),
                   lists = row->heads / row->select_group, share = row->heads / row->groups,
                   numbers = row->length / row->block + 1;
-    double *importance = new_array(numbers);
-    for (int64_t n = 0; n < row->batch * row->length * lists; n++) {
+    double *importance = case_new_array(numbers);
+    for (int64_t n = 0, base = 0; n < row->batch * row->length * lists; n++) {
         const int64_t i = n / lists % row->length, b = n / lists / row->length, list = n % lists;
         const int32_t *start = x->start + b * row->length;
-        const int64_t place = i - start[i], base = blocks_before(row, start, i);
+        const int64_t place = i - start[i];
+        if (list == 0 && place == 0) base = blocks_before(row, start, i);
         struct rating r = {.members = row->select_group, .step = row->groups * row->width, .width = row->width};
         r.visible = blocks_in(row, place + 1);
         r.stride = row->stride;
@@ -144,7 +139,7 @@ static void check_choices(const struct nsa_case *row, const struct nsa_arrays *x
             r.q[m] = x->inputs[NSA_Q] + ((b * row->length + i) * row->heads + h) * row->width;
             r.k[m] = x->between[NSA_COMPRESSED_K] + (b * bound + base) * r.step + h / share * row->width;
         }
-        rate(&r, importance, numbers);
+        rate(&r, importance, place / row->block + 1);
         check_list(row->name, i, importance, place / row->block, row->select, x->chosen + n * row->select,
                    COMPRESSED_CHOICE * r.members);
     }
@@ -270,9 +265,9 @@ void compressed_gates(const struct ops *ops, const struct ops *oracle) {
                       logits = GATES_BATCH * row->length * GATES_HEADS * (row->complement ? 1 : row->count);
         double *inputs[GATES_ARRAYS], *expected[GATES_ARRAYS], *found[GATES_ARRAYS];
         for (int n = 0; n < GATES_ARRAYS; n++) {
-            inputs[n] = new_array(count + logits);
-            expected[n] = new_array(count + logits);
-            found[n] = new_array(count + logits);
+            inputs[n] = case_new_array(count + logits);
+            expected[n] = case_new_array(count + logits);
+            found[n] = case_new_array(count + logits);
             for (int64_t i = 0; i < count + logits; i++) inputs[n][i] = (n == GATES_MAX + 1 ? 5 : 1) * case_draw(i, n);
             case_round_bf16(inputs[n], count + logits);
         }
@@ -322,7 +317,7 @@ void compressed_alone(const struct ops *ops, const struct nsa_case *row) {
     a.k = put(&bag, tensor_4d(NULL, ops->real, row->batch, bound, row->groups, row->width), x.inputs[NSA_K]);
     a.start = hold(&bag, tensor_2d(NULL, DTYPE_I32, row->batch, row->length));
     CHECK_OK(ops->upload(ops, a.start, x.start));
-    double *log_sums[2] = {new_array(sums), new_array(sums)};
+    double *log_sums[2] = {case_new_array(sums), case_new_array(sums)};
     int32_t *chosen[2];
     for (int with = 0; with < 2; with++) {
         CHECK_OK(memory_new((size_t)nsa_chosen_count(row), sizeof **chosen, "choices", &chosen[with]));
@@ -393,7 +388,7 @@ static void check_cached(const struct decode_case *row, double *const *inputs, c
     const int64_t lists = DECODE_HEADS / row->select_group, step = DECODE_GROUPS * row->width;
     for (int64_t n = 0; n < DECODE_BATCH * lists; n++) {
         const int64_t b = n / lists, list = n % lists, numbers = row->places[b][2] / row->block + 1;
-        double *importance = new_array(numbers);
+        double *importance = case_new_array(numbers);
         struct rating r = {.members = row->select_group, .step = step, .width = row->width};
         r.visible = row->places[b][1];
         r.stride = row->stride;
@@ -425,14 +420,14 @@ void compressed_decoding(const struct ops *ops, const struct ops *oracle) {
         const struct decode_case *row = &rows[n];
         const int64_t queries = DECODE_BATCH * DECODE_HEADS * row->width,
                       keys = DECODE_BATCH * row->cache * DECODE_GROUPS * row->width;
-        double *inputs[3] = {new_array(queries), new_array(keys), new_array(keys)};
+        double *inputs[3] = {case_new_array(queries), case_new_array(keys), case_new_array(keys)};
         for (int64_t i = 0; i < queries; i++) inputs[0][i] = 2 * case_draw(i, 0);
         for (int64_t i = 0; i < keys; i++) {
             inputs[1][i] = 2 * case_draw(i, 1);
             inputs[2][i] = case_draw(i, 2);
         }
         for (int m = 0; m < 3; m++) case_round_bf16(inputs[m], m ? keys : queries);
-        double *expected = new_array(queries), *found = new_array(queries);
+        double *expected = case_new_array(queries), *found = case_new_array(queries);
         int32_t *chosen;
         CHECK_OK(memory_new((size_t)(DECODE_BATCH * DECODE_HEADS * row->select), sizeof *chosen, "choices", &chosen));
         run_decode(oracle, row, inputs, expected, chosen);

@@ -106,38 +106,26 @@ int64_t index_chosen_count(const struct index_case *row) {
     return row->batch * row->length * row->lists * row->choose;
 }
 
-static double *new_array(int64_t count) {
-    double *array;
-    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
-    return array;
-}
-
 void index_fill(const struct index_case *row, struct index_arrays *x) {
     *x = (struct index_arrays){0};
     const double sizes[INPUTS] = {2 * row->magnitude, 1, 1, 2 * row->magnitude, 1.5, 1.5, 3 * row->magnitude, 1};
     const int64_t rows = row->batch * row->length;
     for (int n = 0; n < INPUTS; n++) {
         const int64_t count = index_count(row, n);
-        x->inputs[n] = new_array(count);
+        x->inputs[n] = case_new_array(count);
         for (int64_t i = 0; i < count; i++)
             x->inputs[n][i] = (double)(float)(sizes[n] * case_draw(row->repeated ? i % (count / rows) : i, n));
     }
-    for (int n = 0; n < GRADIENTS; n++) x->gradients[n] = new_array(index_gradient_count(row, n));
-    for (int n = 0; n < OUTPUTS; n++) x->outputs[n] = new_array(index_output_count(row, n));
-    x->d_o = new_array(index_count(row, INPUT_Q));
+    for (int n = 0; n < GRADIENTS; n++) x->gradients[n] = case_new_array(index_gradient_count(row, n));
+    for (int n = 0; n < OUTPUTS; n++) x->outputs[n] = case_new_array(index_output_count(row, n));
+    x->d_o = case_new_array(index_count(row, INPUT_Q));
     for (int64_t i = 0; i < index_count(row, INPUT_Q); i++) x->d_o[i] = case_draw(i, 20);
     const size_t chosen = (size_t)index_chosen_count(row);
     CHECK_OK(memory_new(chosen, sizeof *x->chosen, "choices", &x->chosen));
     CHECK_OK(memory_new(chosen, sizeof *x->by_attention, "choices", &x->by_attention));
-    CHECK_OK(memory_new((size_t)rows, sizeof *x->start, "starts", &x->start));
+    x->start = case_new_start(row->batch, row->length, row->cuts);
     for (int64_t s = 0; s < row->lists; s++)
         x->counts[s] = row->choose > row->fewer * (int32_t)s ? row->choose - row->fewer * (int32_t)s : 0;
-    for (int64_t b = 0; b < row->batch; b++)
-        for (int64_t t = 0, start = 0; t < row->length; t++) {
-            for (int n = 0; row->cuts[n]; n++)
-                if (t == row->cuts[n] + b) start = t;
-            x->start[b * row->length + t] = (int32_t)start;
-        }
 }
 
 void index_free(struct index_arrays *x) {

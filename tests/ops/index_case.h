@@ -5,8 +5,7 @@
 
 #include "kernels/ops.h"
 
-/* A row of a test table. Documents begin at 0 and at the tokens of `cuts` (ends with 0), one later in the second
- * sequence. coarse 0: the choice has one level (pooling is then tried with blocks of 3). */
+/* A row of a test table. Documents: case_new_start, by `cuts`. coarse 0: the choice has one level (pooling is then tried with blocks of 3). */
 struct index_case {
     const char *name;
     int64_t batch, length, heads, groups, width;

@@ -17,12 +17,6 @@ double linear_draw(int64_t n, int64_t part) {
     return (double)((n * 7919 + part * 104729 + n / 64 * 31) % 2048 - 1024) / 1024;
 }
 
-static double *new_array(int64_t count) {
-    double *array;
-    CHECK_OK(memory_new((size_t)count + 1, sizeof *array, "a test's array", &array));
-    return array;
-}
-
 static void count_inputs(const struct linear_case *row, int64_t *counts) {
     const int64_t features = row->kind == FEATURE_HEDGEHOG ? 2 * row->columns : row->columns;
     const int64_t tokens = row->batch * row->length, gates = row->groups * row->hidden * features;
@@ -43,22 +37,14 @@ void linear_fill(const struct linear_case *row, struct linear_arrays *x) {
         const double size = sizes[n] * (scored && row->magnitude > 0 ? row->magnitude : 1);
         const int64_t heads = n == LINEAR_Q || n == LINEAR_D_O ? row->heads : row->groups;
         const int64_t period = row->repeated && n < LINEAR_Q_MAP ? heads * row->width : INT64_MAX;
-        x->in[n] = new_array(x->counts[n]);
-        x->gradient[n] = new_array(x->counts[n]);
+        x->in[n] = case_new_array(x->counts[n]);
+        x->gradient[n] = case_new_array(x->counts[n]);
         for (int64_t i = 0; i < x->counts[n]; i++) x->in[n][i] = size * linear_draw(i % period, n);
     }
-    x->log_sums = new_array(row->batch * row->heads * row->length);
-    CHECK_OK(memory_new((size_t)(row->batch * row->length), sizeof *x->start, "starts", &x->start));
+    x->log_sums = case_new_array(row->batch * row->heads * row->length);
+    x->start = case_new_start(row->batch, row->length, row->cuts);
     CHECK_OK(memory_new((size_t)row->batch, sizeof *x->no_window, "dropped windows", &x->no_window));
-    for (int64_t b = 0; b < row->batch; b++) {
-        x->no_window[b] = b == 1;
-        for (int64_t t = 0, start = 0; t < row->length; t++) {
-            /* The second sequence of a batch is cut elsewhere. */
-            for (int n = 0; row->cuts[n]; n++)
-                if (t == row->cuts[n] + b) start = t;
-            x->start[b * row->length + t] = (int32_t)start;
-        }
-    }
+    for (int64_t b = 0; b < row->batch; b++) x->no_window[b] = b == 1;
 }
 
 void linear_free(struct linear_arrays *x) {
@@ -114,7 +100,7 @@ static void interleave(const struct linear_case *row, double *matrix, double *co
 
 static struct fused open_fused(const struct ops *ops, const struct linear_case *row, double *const parts[3]) {
     const int64_t tokens = row->batch * row->length, query = row->heads * row->width, key = row->groups * row->width;
-    double *matrix = new_array(tokens * (query + 2 * key));
+    double *matrix = case_new_array(tokens * (query + 2 * key));
     struct fused x;
     interleave(row, matrix, parts, false);
     x.block = to_device(ops, ops->real, matrix, tokens * (query + 2 * key));
@@ -175,7 +161,7 @@ void linear_run(const struct ops *ops, const struct linear_case *row, struct lin
         g.dv = out.views[2];
         g.gradients = linear_features(row, d);
         CHECK_OK(ops->linear_attention_backward(ops, &g));
-        double *matrix = new_array(tensor_count(out.block));
+        double *matrix = case_new_array(tensor_count(out.block));
         from_device(ops, out.block, matrix);
         interleave(row, matrix, x->gradient, true);
         free(matrix);
@@ -229,7 +215,7 @@ void linear_run_weights(const struct ops *ops, const struct linear_case *row, st
     CHECK_OK(ops->linear_attention_weights(ops, &a));
     CHECK_OK(ops->synchronise(ops));
     CHECK_OK(ops->download(ops, loss, &run->loss));
-    double *matrix = new_array(tensor_count(out.block));
+    double *matrix = case_new_array(tensor_count(out.block));
     from_device(ops, out.block, matrix);
     interleave(row, matrix, x->gradient, true);
     free(matrix);

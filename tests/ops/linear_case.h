@@ -5,7 +5,7 @@
 
 #include "kernels/ops.h"
 
-/* A row of a test table. Documents begin at 0 and at the tokens of `cuts` (ends with 0). */
+/* A row of a test table. Documents: case_new_start, by `cuts`. */
 struct linear_case {
     const char *name;
     int64_t batch, length, heads, groups, width;

@@ -84,12 +84,6 @@ int64_t nsa_chosen_count(const struct nsa_case *row) {
     return row->batch * row->length * row->heads / row->select_group * row->select;
 }
 
-static double *new_array(int64_t count) {
-    double *array;
-    CHECK_OK(memory_new((size_t)count, sizeof *array, "a test's array", &array));
-    return array;
-}
-
 void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x) {
     *x = (struct nsa_arrays){0};
     const double sizes[NSA_INPUTS] = {2, 1, 1, 2, 0, 0.5, 0, 0.5, 0, 0.5, 0, 0.5, 2, 1};
@@ -98,25 +92,19 @@ void nsa_fill(const struct nsa_case *row, struct nsa_arrays *x) {
         double size = sizes[n];
         if (n == NSA_W1_K || n == NSA_W1_V) size = 2 / sqrt((double)(row->compress * row->width));
         if (n == NSA_W2_K || n == NSA_W2_V) size = 2 / sqrt(2 * (double)row->width);
-        x->inputs[n] = new_array(count);
+        x->inputs[n] = case_new_array(count);
         for (int64_t i = 0; i < count; i++) {
             const bool same = row->repeated && n <= NSA_V;
             x->inputs[n][i] = (double)(float)(size * case_draw(same ? i % (count / rows) : i, n));
         }
-        if (n < NSA_LEARNING) x->gradients[n] = new_array(count);
+        if (n < NSA_LEARNING) x->gradients[n] = case_new_array(count);
     }
-    for (int n = 0; n < NSA_OUTPUTS; n++) x->outputs[n] = new_array(nsa_output_count(row, n));
-    for (int n = 0; n < NSA_BETWEENS; n++) x->between[n] = new_array(nsa_between_count(row, n));
-    x->d_o = new_array(nsa_count(row, NSA_Q));
+    for (int n = 0; n < NSA_OUTPUTS; n++) x->outputs[n] = case_new_array(nsa_output_count(row, n));
+    for (int n = 0; n < NSA_BETWEENS; n++) x->between[n] = case_new_array(nsa_between_count(row, n));
+    x->d_o = case_new_array(nsa_count(row, NSA_Q));
     for (int64_t i = 0; i < nsa_count(row, NSA_Q); i++) x->d_o[i] = case_draw(i, 20);
     CHECK_OK(memory_new((size_t)nsa_chosen_count(row), sizeof *x->chosen, "choices", &x->chosen));
-    CHECK_OK(memory_new((size_t)(row->batch * row->length), sizeof *x->start, "starts", &x->start));
-    for (int64_t b = 0; b < row->batch; b++)
-        for (int64_t t = 0, start = 0; t < row->length; t++) {
-            for (int n = 0; row->cuts[n]; n++)
-                if (t == row->cuts[n] + b) start = t;
-            x->start[b * row->length + t] = (int32_t)start;
-        }
+    x->start = case_new_start(row->batch, row->length, row->cuts);
 }
 
 void nsa_free(struct nsa_arrays *x) {
@@ -199,7 +187,7 @@ static struct tensor between_of(const struct device_case *d, int n) {
 
 /* Numbers that every dtype holds, for what an operation adds to. */
 static void fill_before(const struct device_case *d, struct tensor t) {
-    double *array = new_array(tensor_count(t));
+    double *array = case_new_array(tensor_count(t));
     for (int64_t n = 0; n < tensor_count(t); n++) array[n] = floor(64 * case_draw(n, 40)) / 64;
     case_move(d->ops, t, array, true);
     free(array);
@@ -489,7 +477,7 @@ static void compare_choice(const struct compressed_attention *a, const double *k
 void nsa_check_choice(const struct ops *ops, int64_t length, int32_t compress, int32_t stride, int32_t block,
                       int32_t select, int levels) {
     const int64_t blocks = compressed_bound(length, compress, stride);
-    double *q = new_array(length), *k = new_array(blocks);
+    double *q = case_new_array(length), *k = case_new_array(blocks);
     int32_t *chosen;
     CHECK_OK(memory_new((size_t)(length * select), sizeof *chosen, "choices", &chosen)); /* zeros: one document */
     for (int64_t t = 0; t < length; t++) q[t] = 1;

@@ -37,10 +37,11 @@
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
+unsigned simt_thread;
 
 namespace {
 
-enum { SLOT_BYTES = 64, MEETINGS = 8, RED_ZONE = 128 };
+enum { MEETINGS = 8, RED_ZONE = 128 };
 constexpr size_t shared_capacity = 228 << 10;
 
 struct copy {
@@ -51,9 +52,9 @@ struct copy {
 
 /* Lanes of a warp under one mask come together. */
 struct meeting {
-    unsigned mask, arrived;
+    unsigned mask, arrived, votes[2];
     uint64_t generation;
-    char slots[2][32][SLOT_BYTES];
+    char slots[2][32][SIMT_SLOT], results[2][32][SIMT_RESULT];
 };
 struct warp {
     meeting meetings[MEETINGS];
@@ -63,6 +64,7 @@ enum thread_state { RUNNABLE, AT_BARRIER, IN_WARP, DONE };
 struct thread {
     fiber stack;
     uint3 index;
+    unsigned number;
     thread_state state;
     meeting *waits;                       /* IN_WARP */
     std::deque<std::vector<copy>> groups; /* committed */
@@ -104,11 +106,16 @@ uint64_t next_random() {
     abort();
 }
 
+void become(thread *t) {
+    run.running = t;
+    threadIdx = t->index;
+    simt_thread = t->number;
+}
+
 void yield() {
     thread *me = run.running;
     fiber_yield(&me->stack);
-    run.running = me;
-    threadIdx = me->index;
+    become(me);
 }
 
 void finish_barrier() {
@@ -128,12 +135,8 @@ void barrier() {
     }
 }
 
-unsigned linear_index(uint3 t) {
-    return t.x + blockDim.x * (t.y + blockDim.y * t.z);
-}
-
 meeting *find_meeting(unsigned mask) {
-    warp &w = run.warps[linear_index(threadIdx) / 32];
+    warp &w = run.warps[simt_thread / 32];
     for (meeting &m : w.meetings) {
         if (m.mask == mask) return &m;
         if (m.mask == 0) {
@@ -147,7 +150,7 @@ meeting *find_meeting(unsigned mask) {
 void thread_entry() {
     thread *me = run.running;
     fiber_started(&me->stack);
-    threadIdx = me->index;
+    become(me);
     (*run.body)();
     if (!me->open.empty() || !me->groups.empty()) fault("asynchronous copies that nobody waited for");
     me->state = DONE;
@@ -184,8 +187,7 @@ void start_shared(size_t dynamic_bytes) {
 bool take_turn(unsigned t) {
     thread *next = run.threads[t].get();
     if (next->state != RUNNABLE) return false;
-    run.running = next;
-    threadIdx = next->index;
+    become(next);
     fiber_enter(&next->stack);
     return true;
 }
@@ -240,6 +242,7 @@ void run_block(size_t dynamic_bytes) {
     }
     for (unsigned t = 0; t < run.count; t++) {
         thread *each = run.threads[t].get();
+        each->number = t;
         each->index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
         each->state = RUNNABLE;
         each->groups.clear();
@@ -272,8 +275,7 @@ void simt_run_grid(dim3 grid, dim3 block, size_t dynamic_bytes, const std::funct
     counts.launches++;
 }
 
-/* --- what kernels call
- * ------------------------------------------------------------------------------------------------ */
+/* --- what kernels call -------------------------------------------------------------------------------------------- */
 
 void __syncthreads() {
     barrier();
@@ -281,26 +283,27 @@ void __syncthreads() {
 void __trap() {
     fault("trap");
 }
-unsigned simt_lane() {
-    return linear_index(threadIdx) % 32;
-}
+namespace {
 
-void simt_exchange(unsigned mask, const void *value, size_t size, const char *(&all)[32]) {
-    const unsigned lane = simt_lane(), width = std::min(32u, run.count - linear_index(threadIdx) / 32 * 32);
-    if (size > SLOT_BYTES) fault("a value too large for a warp operation");
+/* Lanes of `mask` come together; the caller's generation. What the last one to come finds is combined, if anything is
+ * to be. */
+meeting *meet(unsigned mask, const void *value, size_t size, simt_combine *combine, bool vote, unsigned *generation) {
+    const unsigned lane = simt_lane(), first = simt_thread - lane, width = std::min(32u, run.count - first);
+    if (size > SIMT_SLOT) fault("a value too large for a warp operation");
     if (!(mask >> lane & 1)) fault("a warp operation whose mask leaves out the caller");
     if (width < 32 && mask != 0xffffffffu && mask >> width)
         fault("a warp operation whose mask names lanes that do not exist");
     if (width < 32) mask &= (1u << width) - 1;
     meeting *m = find_meeting(mask);
-    const uint64_t generation = m->generation;
-    char(*slots)[SLOT_BYTES] = m->slots[generation % 2];
-    if (size > 0) memcpy(slots[lane], value, size);
+    *generation = m->generation % 2;
+    if (m->arrived == 0) m->votes[*generation] = 0;
+    if (size > 0) memcpy(m->slots[*generation][lane], value, size);
+    m->votes[*generation] |= static_cast<unsigned>(vote) << lane;
     m->arrived |= 1u << lane;
     if (m->arrived == mask) {
+        if (combine) combine(m->slots[*generation][0], m->results[*generation][0]);
         m->arrived = 0;
         m->generation++;
-        const unsigned first = linear_index(threadIdx) / 32 * 32;
         for (unsigned t = first; t < first + width; t++) {
             thread *other = run.threads[t].get();
             if (other->state == IN_WARP && other->waits == m) other->state = RUNNABLE;
@@ -310,23 +313,52 @@ void simt_exchange(unsigned mask, const void *value, size_t size, const char *(&
         run.running->waits = m;
         yield();
     }
-    for (unsigned l = 0; l < 32; l++) all[l] = mask >> l & 1 ? slots[l] : nullptr;
+    return m;
+}
+
+/* Lane l brought the address of row l % 8 of matrix l/8 [8,8] of halves, and gets of every matrix a pair. */
+void load_rows(const char *slots, char *results, bool transposed) {
+    const char *rows[32];
+    for (unsigned l = 0; l < 32; l++) memcpy(&rows[l], slots + l * SIMT_SLOT, sizeof rows[l]);
+    for (unsigned l = 0; l < 32; l++)
+        for (unsigned m = 0; m < 4; m++)
+            for (unsigned h = 0; h < 2; h++) {
+                const unsigned pair = 2 * (l % 4) + h, row = transposed ? pair : l / 4,
+                               column = transposed ? l / 4 : pair;
+                memcpy(results + l * SIMT_RESULT + 4 * m + 2 * h, rows[8 * m + row] + 2 * column, 2);
+            }
+}
+
+} // namespace
+
+simt_values simt_exchange(unsigned mask, const void *value, size_t size) {
+    unsigned generation;
+    const meeting *m = meet(mask, value, size, nullptr, false, &generation);
+    return {m->slots[generation][0], m->mask};
+}
+
+const char *simt_together(const void *value, size_t size, simt_combine *combine) {
+    unsigned generation;
+    if (run.count < simt_thread / 32 * 32 + 32) fault("a tensor-core instruction in a warp without all lanes");
+    const meeting *m = meet(0xffffffffu, value, size, combine, false, &generation);
+    return m->results[generation][simt_lane()];
+}
+
+void simt_combine_rows(const char *slots, char *results) {
+    load_rows(slots, results, false);
+}
+void simt_combine_columns(const char *slots, char *results) {
+    load_rows(slots, results, true);
 }
 
 void __syncwarp(unsigned mask) {
-    const char *all[32];
-    simt_exchange(mask, nullptr, 0, all);
+    simt_exchange(mask, nullptr, 0);
 }
 
 unsigned __ballot_sync(unsigned mask, int predicate) {
-    const char *all[32];
-    const char bit = predicate != 0;
-    unsigned votes = 0;
-    simt_exchange(mask, &bit, 1, all);
-    for (unsigned l = 0; l < 32; l++) {
-        if (all[l] && *all[l]) votes |= 1u << l;
-    }
-    return votes;
+    unsigned generation;
+    const meeting *m = meet(mask, nullptr, 0, nullptr, predicate != 0, &generation);
+    return m->votes[generation];
 }
 
 void simt_atomic() {
@@ -388,8 +420,7 @@ void simt_copy_wait(int pending) {
     }
 }
 
-/* --- what tests call
- * --------------------------------------------------------------------------------------------------- */
+/* --- what tests call ---------------------------------------------------------------------------------------------- */
 
 extern "C" void simt_set_order(enum simt_order order, uint64_t seed) {
     order_now = order;

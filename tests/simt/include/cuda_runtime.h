@@ -52,15 +52,28 @@ void __syncthreads();
 void __syncwarp(unsigned mask = 0xffffffffu);
 [[noreturn]] void __trap();
 
-/* Every lane of `mask` brings `size` bytes at `value`; all[lane] then points to what each brought, until the lane's
- * next such call. */
-void simt_exchange(unsigned mask, const void *value, size_t size, const char *(&all)[32]);
-unsigned simt_lane();
+enum { SIMT_SLOT = 64 /* bytes that a lane can bring */, SIMT_RESULT = 16 /* and take away */ };
+/* What every lane of `mask` brought, until the caller's next warp operation; NULL for lanes outside of it. */
+struct simt_values {
+    const char *slots;
+    unsigned mask;
+    const char *operator[](unsigned lane) const {
+        return mask >> lane & 1 ? slots + lane * SIMT_SLOT : nullptr;
+    }
+};
+simt_values simt_exchange(unsigned mask, const void *value, size_t size);
+/* All 32 lanes bring `size` bytes; `combine` makes of them each lane's result [32][SIMT_RESULT], once, when all are there. The caller's
+ * own, until its next warp operation. */
+typedef void simt_combine(const char *slots, char *results);
+const char *simt_together(const void *value, size_t size, simt_combine *combine);
+extern unsigned simt_thread; /* of its block, by number */
+inline unsigned simt_lane() {
+    return simt_thread % 32;
+}
 
 template <class T> T simt_shuffle(unsigned mask, T value, unsigned source) {
-    const char *all[32];
+    const simt_values all = simt_exchange(mask, &value, sizeof value);
     T result;
-    simt_exchange(mask, &value, sizeof value, all);
     /* A lane outside of the mask has no value to give: CUDA leaves it undefined, here it is a fault. */
     if (!all[source]) __trap();
     memcpy(&result, all[source], sizeof result);
