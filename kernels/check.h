@@ -39,6 +39,7 @@ enum status check_rope(const struct ops *ops, const struct rope *a);
 enum status check_attention(const struct ops *ops, const struct attention *a);
 enum status check_attention_backward(const struct ops *ops, const struct attention_backward *a);
 enum status check_attention_decode(const struct ops *ops, const struct attention_decode *a);
+enum status check_slot_lists(const struct slot_lists *a);
 enum status check_linear_attention(const struct ops *ops, const struct linear_attention *a);
 enum status check_linear_attention_backward(const struct ops *ops, const struct linear_attention_backward *a);
 enum status check_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a);

@@ -82,3 +82,26 @@ enum status check_attention_decode(const struct ops *ops, const struct attention
     TRY(check_dense(operation, "slot_counts", a->slot_counts, DTYPE_I32, 2, SHAPE(batch, rows)));
     return check_coefficients(ops, operation, "coefficients", a->coefficients, heads, a->count);
 }
+
+enum status check_slot_lists(const struct slot_lists *a) {
+    const char *operation = "slot_lists";
+    TRY(check_dense(operation, "slots", a->slots, DTYPE_I32, 3, SHAPE(ANY, ANY, ANY)));
+    const int64_t batch = a->slots.shape[0], lists = a->slots.shape[1], capacity = a->slots.shape[2];
+    TRY(check_dense(operation, "slot_counts", a->slot_counts, DTYPE_I32, 2, SHAPE(batch, lists)));
+    TRY(check_dense(operation, "places", a->places, DTYPE_I32, 2, SHAPE(batch, 3)));
+    if (tensor_present(a->chosen))
+        TRY(check_dense(operation, "chosen", a->chosen, DTYPE_I32, 3, SHAPE(batch, lists, ANY)));
+    const struct {
+        const char *name;
+        int64_t value;
+    } numbers[] = {{"position", a->position}, {"block", a->block}, {"sinks", a->sinks}, {"window", a->window}};
+    for (int n = 0; n < 4; n++)
+        if (numbers[n].value < 0 || numbers[n].value > INT32_MAX - 1)
+            return error_set(STATUS_SHAPE, "%s: %s: expected 0 … %d, found %lld", operation, numbers[n].name, INT32_MAX - 1,
+                             (long long)numbers[n].value);
+    const int64_t chosen = tensor_present(a->chosen) ? a->chosen.shape[2] * (a->block > 0 ? a->block : 1) : 0;
+    const int64_t all = a->sinks + chosen + a->window, needed = all < a->position + 1 ? all : a->position + 1;
+    if (capacity >= needed) return STATUS_OK;
+    return error_set(STATUS_SHAPE, "%s: slots: expected room for %lld in a list, found %lld", operation, (long long)needed,
+                     (long long)capacity);
+}

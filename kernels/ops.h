@@ -119,6 +119,18 @@ struct attention_decode {
     double scale;
 };
 
+/* The slots that one query a sequence reads, each once: lists for attention_decode (its count is 1). The query lies in slot `position`, and
+ * is token places[b,2] of its document, whose tokens lie side by side.
+ * chosen [B,lists,n] I32 or none: ascending, then −1. block 0: slots; else blocks of so many tokens, numbered from the document's first.
+ * slots [B,lists,capacity] I32: the document's first `sinks` tokens, what is chosen, the last `window` tokens up to the query, then −1.
+ * slot_counts [B,lists] I32: how many come before the −1. Of what is chosen, tokens that lie among sinks or window or outside of the
+ * document are left out. places [B,3] I32, as for index_decode. window, sinks: 0 or more. STATUS_SHAPE when capacity holds less than
+ * min(position + 1, sinks + n · max(block, 1) + window). */
+struct slot_lists {
+    struct tensor places, chosen, slots, slot_counts;
+    int64_t position, block, sinks, window;
+};
+
 /* Feature maps of linear attention (docs/attention.md, "performer" and "kerformer"), N rows a head, M features:
  * FEATURE_EXP, M = N: φ(x) = M^{-1/2} exp(W x̂ − ‖x̂‖²/2), x̂ = x·D^{-1/4} (FAVOR+, Choromanski et al. 2020).
  * FEATURE_HEDGEHOG, M = 2N: φ(x) = [softmax(W x), softmax(−W x)] (Zhang et al. 2024).
@@ -488,6 +500,7 @@ struct ops {
     enum status (*attention)(const struct ops *ops, const struct attention *arguments);
     enum status (*attention_backward)(const struct ops *ops, const struct attention_backward *arguments);
     enum status (*attention_decode)(const struct ops *ops, const struct attention_decode *arguments);
+    enum status (*slot_lists)(const struct ops *ops, const struct slot_lists *arguments);
     enum status (*linear_attention)(const struct ops *ops, const struct linear_attention *arguments);
     enum status (*linear_attention_backward)(const struct ops *ops, const struct linear_attention_backward *arguments);
     enum status (*linear_attention_weights)(const struct ops *ops, const struct linear_attention_weights *arguments);

@@ -83,6 +83,7 @@ const char *bf16_describe(void);
     enum status attention_##v(const struct ops *ops, const struct attention *a);                                       \
     enum status attention_backward_##v(const struct ops *ops, const struct attention_backward *a);                     \
     enum status attention_decode_##v(const struct ops *ops, const struct attention_decode *a);                         \
+    enum status slot_lists_##v(const struct ops *ops, const struct slot_lists *a);                                     \
     enum status linear_attention_##v(const struct ops *ops, const struct linear_attention *a);                         \
     enum status linear_attention_backward_##v(const struct ops *ops, const struct linear_attention_backward *a);       \
     enum status linear_attention_weights_##v(const struct ops *ops, const struct linear_attention_weights *a);         \

@@ -12,7 +12,7 @@
     .embedding_backward = embedding_backward_##v, .norm = norm_##v, .norm_backward = norm_backward_##v,                \
     .gelu_backward = gelu_backward_##v, .swiglu = swiglu_##v, .swiglu_backward = swiglu_backward_##v,                  \
     .rope = rope_##v, .attention = attention_##v, .attention_backward = attention_backward_##v,                        \
-    .attention_decode = attention_decode_##v, .linear_attention = linear_attention_##v,                                \
+    .attention_decode = attention_decode_##v, .slot_lists = slot_lists_##v, .linear_attention = linear_attention_##v,  \
     .linear_attention_backward = linear_attention_backward_##v,                                                        \
     .linear_attention_weights = linear_attention_weights_##v, .linear_attention_decode = linear_attention_decode_##v,  \
     .block_compress = block_compress_##v, .block_compress_backward = block_compress_backward_##v,                      \

@@ -45,6 +45,7 @@ enum status cuda_rope(const struct ops *ops, const struct rope *a);
 enum status cuda_attention(const struct ops *ops, const struct attention *a);
 enum status cuda_attention_backward(const struct ops *ops, const struct attention_backward *a);
 enum status cuda_attention_decode(const struct ops *ops, const struct attention_decode *a);
+enum status cuda_slot_lists(const struct ops *ops, const struct slot_lists *a);
 enum status cuda_linear_attention(const struct ops *ops, const struct linear_attention *a);
 enum status cuda_linear_attention_backward(const struct ops *ops, const struct linear_attention_backward *a);
 enum status cuda_linear_attention_weights(const struct ops *ops, const struct linear_attention_weights *a);

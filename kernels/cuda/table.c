@@ -39,6 +39,7 @@ static const struct ops table = {
     .attention = cuda_attention,
     .attention_backward = cuda_attention_backward,
     .attention_decode = cuda_attention_decode,
+    .slot_lists = cuda_slot_lists,
     .linear_attention = cuda_linear_attention,
     .linear_attention_backward = cuda_linear_attention_backward,
     .linear_attention_weights = cuda_linear_attention_weights,

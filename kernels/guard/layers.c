@@ -154,6 +154,16 @@ static enum status guarded_attention_decode(const struct ops *ops, const struct 
     GUARDED(&call, attention_decode, a);
 }
 
+static enum status guarded_slot_lists(const struct ops *ops, const struct slot_lists *a) {
+    struct call call = {.operation = "slot_lists"};
+    TRY(check_slot_lists(a));
+    call_add(&call, "places", a->places, ACCESS_READ, NULL);
+    call_add(&call, "chosen", a->chosen, ACCESS_READ, NULL);
+    call_add(&call, "slots", a->slots, ACCESS_WRITE, NULL);
+    call_add(&call, "slot_counts", a->slot_counts, ACCESS_WRITE, NULL);
+    GUARDED(&call, slot_lists, a);
+}
+
 void guard_layers(struct ops *ops) {
     ops->gemm = guarded_gemm;
     ops->bias_backward = guarded_bias_backward;
@@ -168,4 +178,5 @@ void guard_layers(struct ops *ops) {
     ops->attention = guarded_attention;
     ops->attention_backward = guarded_attention_backward;
     ops->attention_decode = guarded_attention_decode;
+    ops->slot_lists = guarded_slot_lists;
 }

@@ -79,6 +79,7 @@ struct kind {
     const char *name;
     const char *summary; /* one line for help and docs */
     bool has_weights;    /* can learn from the teacher's weights (context.weights): they are positive on every pair */
+    bool chooses; /* reads what scores choose: where two are a rounding apart, another way to the same numbers may choose the other */
     bool reads_x;        /* forward reads pass.x, and backward writes pass.dx (0 where no gradient flows that way) */
     /* Row h.N.attn.KIND.(bends_values): o is linear in v while it holds 0, and only then. NULL: o always is. */
     const char *bends_values;

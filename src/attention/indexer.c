@@ -237,7 +237,7 @@ static enum status switch_off(struct attention_layer *layer, uint32_t branches) 
 }
 
 const struct kind kind_indexer = {
-    .name = "indexer", .summary = "the tokens that a learned scorer chooses, a window and sinks", .reads_x = true,
+    .name = "indexer", .summary = "the tokens that a learned scorer chooses, a window and sinks", .chooses = true, .reads_x = true,
     .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .calibrate = indexer_calibrate,
     .plan = indexer_plan, .forward = indexer_forward, .backward = indexer_backward, .cache_open = indexer_cache_open,
     .cache_close = indexer_cache_close, .decode = indexer_decode, .cost = cost, .report = report, .branch_name = branch_name,

@@ -15,7 +15,7 @@ struct attention_cache {
     struct tensor places, chosen;          /* [B,3], [B,S,n] */
     struct tensor slots, slot_counts;      /* [B,S,capacity], [B,S] */
     int32_t *first, *blocks;               /* host [B]: slot of the document's first pooled block, how many there are */
-    int32_t *host_places, *host_chosen, *host_slots, *host_counts, *counts;
+    int32_t *host_places, *counts;         /* [B,3]; [S]: tokens that each list chooses */
     void *block;
 };
 
@@ -69,9 +69,6 @@ enum status indexer_cache_open(const struct attention_layer *layer, const struct
     TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->first));
     TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->blocks));
     TRY_GOTO(done, memory_new((size_t)(3 * batch), sizeof(int32_t), "places", &c->host_places));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->chosen), sizeof(int32_t), "choices", &c->host_chosen));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slots), sizeof(int32_t), "slot lists", &c->host_slots));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slot_counts), sizeof(int32_t), "slot counts", &c->host_counts));
     TRY_GOTO(done, memory_new((size_t)s->lists, sizeof(int32_t), "tokens of each list", &c->counts));
     for (int64_t n = 0; n < s->lists; n++) c->counts[n] = s->counts[n] < c->most ? s->counts[n] : (int32_t)c->most;
     TRY_GOTO(done, clear(layer, ops, c));
@@ -86,7 +83,7 @@ done:
 
 void indexer_cache_close(const struct ops *ops, struct attention_cache *c) {
     if (!c) return;
-    int32_t *numbers[] = {c->first, c->blocks, c->host_places, c->host_chosen, c->host_slots, c->host_counts, c->counts};
+    int32_t *numbers[] = {c->first, c->blocks, c->host_places, c->counts};
     ops->release(ops, c->block);
     for (size_t n = 0; n < sizeof numbers / sizeof *numbers; n++) free(numbers[n]);
     free(c);
@@ -139,25 +136,7 @@ static enum status choose(const struct attention_layer *layer, struct attention_
         .r = heads_of(layer, c->index.r), .u = c->u, .a = c->index.a, .pooled = c->pooled, .places = c->places,
         .chosen = c->chosen, .counts = c->counts, .lists = (int32_t)s->lists, .window = (int32_t)s->window,
         .sinks = (int32_t)indexer_sinks(layer), .coarse = (int32_t)s->coarse, .coarse_blocks = (int32_t)s->coarse_blocks};
-    TRY(pass->ops->index_decode(pass->ops, &decode));
-    return pass->ops->download(pass->ops, c->chosen, c->host_chosen);
-}
-
-/* Sinks, chosen tokens (when wanted) and the window, each once, of every list. */
-static void list_slots(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
-                       int64_t lists, bool chosen) {
-    const struct indexer_settings *s = layer->settings;
-    for (int64_t row = 0; row < c->batch * lists; row++) {
-        const int64_t start = pass->start[row / lists], end = pass->position + 1;
-        const int64_t near = end - s->window > start ? end - s->window : start, sinks = indexer_sinks(layer);
-        const int64_t sinks_end = start + sinks < near ? start + sinks : near;
-        int32_t *slots = c->host_slots + row * c->capacity, count = 0;
-        for (int64_t t = start; t < sinks_end; t++) slots[count++] = (int32_t)t;
-        for (int64_t n = row * c->most; chosen && n < (row + 1) * c->most && c->host_chosen[n] >= 0; n++)
-            slots[count++] = c->host_chosen[n];
-        for (int64_t t = near; t < end; t++) slots[count++] = (int32_t)t;
-        c->host_counts[row] = count;
-    }
+    return pass->ops->index_decode(pass->ops, &decode);
 }
 
 enum status indexer_decode(const struct attention_layer *layer, struct attention_cache *c,
@@ -171,11 +150,12 @@ enum status indexer_decode(const struct attention_layer *layer, struct attention
     TRY(indexer_project(layer, ops, pass->x, tensor_2d(pass->positions.data, DTYPE_I32, c->batch, 1), &c->index));
     TRY(take_in(layer, c, pass));
     if (chosen) TRY(choose(layer, c, pass));
-    list_slots(layer, c, pass, lists, chosen);
     const struct tensor slots = tensor_3d(c->slots.data, DTYPE_I32, c->batch, lists, c->capacity);
     const struct tensor counts = tensor_2d(c->slot_counts.data, DTYPE_I32, c->batch, lists);
-    TRY(ops->upload(ops, slots, c->host_slots));
-    TRY(ops->upload(ops, counts, c->host_counts));
+    const struct slot_lists list = {.places = c->places, .chosen = chosen ? c->chosen : tensor_none(), .slots = slots,
+                                    .slot_counts = counts, .position = pass->position, .sinks = indexer_sinks(layer),
+                                    .window = s->window};
+    TRY(ops->slot_lists(ops, &list));
     const struct attention_decode decode = {.q = pass->q, .o = pass->o, .k = c->k, .v = c->v, .slots = slots,
                                             .slot_counts = counts, .count = 1, .lists = (int)lists,
                                             .scale = 1 / sqrt((double)layer->model->head_width)};

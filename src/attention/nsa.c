@@ -256,7 +256,7 @@ static enum status switch_off(struct attention_layer *layer, uint32_t branches) 
 }
 
 const struct kind kind_nsa = {
-    .name = "nsa", .summary = "compressed blocks, the blocks that they single out, and a window", .reads_x = true,
+    .name = "nsa", .summary = "compressed blocks, the blocks that they single out, and a window", .chooses = true, .reads_x = true,
     .bends_values = "value.w2", .summaries = 1u << NSA_COMPRESSED,
     .configure = configure, .cover = cover, .add_params = add_params, .bind = bind, .plan = nsa_plan, .turn = nsa_turn, .forward = nsa_forward,
     .backward = nsa_backward, .cache_open = nsa_cache_open, .cache_close = nsa_cache_close, .decode = nsa_decode, .cost = cost,

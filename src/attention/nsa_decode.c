@@ -16,7 +16,7 @@ struct attention_cache {
     struct tensor slots, slot_counts;       /* [B,lists,capacity], [B,lists] */
     struct tensor logits, branches[NSA_BRANCHES];
     int32_t *first, *blocks; /* host [B]: slot of the document's first compressed block, how many there are */
-    int32_t *host_places, *host_chosen, *host_slots, *host_counts;
+    int32_t *host_places;    /* [B,3] */
     void *block;
 };
 
@@ -60,9 +60,6 @@ enum status nsa_cache_open(const struct attention_layer *layer, const struct ops
     TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->first));
     TRY_GOTO(done, memory_new((size_t)batch, sizeof(int32_t), "block counts", &c->blocks));
     TRY_GOTO(done, memory_new((size_t)(3 * batch), sizeof(int32_t), "places", &c->host_places));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->chosen), sizeof(int32_t), "choices", &c->host_chosen));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slots), sizeof(int32_t), "slot lists", &c->host_slots));
-    TRY_GOTO(done, memory_new((size_t)tensor_count(c->slot_counts), sizeof(int32_t), "slot counts", &c->host_counts));
     TRY_GOTO(done, memory_new((size_t)s->compress, sizeof *zeros, "document starts", &zeros));
     TRY_GOTO(done, ops->upload(ops, c->start, zeros));
     TRY_GOTO(done, ops->fill(ops, c->keys, 0));
@@ -88,9 +85,6 @@ void nsa_cache_close(const struct ops *ops, struct attention_cache *c) {
     free(c->first);
     free(c->blocks);
     free(c->host_places);
-    free(c->host_chosen);
-    free(c->host_slots);
-    free(c->host_counts);
     free(c);
 }
 
@@ -150,35 +144,18 @@ static enum status take_in(const struct attention_layer *layer, struct attention
     return pass->ops->upload(pass->ops, c->places, c->host_places);
 }
 
-/* Tokens of the chosen blocks (when wanted) and of the window, each once, into list `list` of `lists` of every sequence. */
-static void list_slots(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
-                       int64_t list, int64_t lists, bool chosen, int64_t window) {
-    const struct nsa_settings *s = layer->settings;
-    for (int64_t b = 0; b < c->batch; b++) {
-        const int64_t row = b * lists + list, first = pass->start[b], all = pass->position - first + 1;
-        const int64_t near = window < all ? all - window : 0; /* the window's first token, counted from the document's */
-        int32_t *slots = c->host_slots + row * c->capacity, count = 0;
-        for (int64_t n = 0; chosen && n < s->select; n++) {
-            const int64_t block = c->host_chosen[(b * c->lists + list) * s->select + n];
-            for (int64_t t = block * s->block; block >= 0 && t < (block + 1) * s->block && t < near; t++)
-                slots[count++] = (int32_t)(first + t);
-        }
-        for (int64_t t = near; t < all; t++) slots[count++] = (int32_t)(first + t);
-        c->host_counts[row] = count;
-    }
-}
-
-/* Exact attention of every list's heads to its slots. */
+/* Exact attention of every list's heads to the chosen blocks (when wanted) and to the window. */
 static enum status attend(const struct attention_layer *layer, struct attention_cache *c, const struct attention_decode_pass *pass,
                           bool chosen, int64_t window, struct tensor o) {
     const struct ops *ops = pass->ops;
-    const enum nsa_branch source = !chosen && nsa_own_kv(layer->settings, NSA_WINDOW) ? NSA_WINDOW : NSA_SELECTED;
+    const struct nsa_settings *s = layer->settings;
+    const enum nsa_branch source = !chosen && nsa_own_kv(s, NSA_WINDOW) ? NSA_WINDOW : NSA_SELECTED;
     const int64_t lists = chosen ? c->lists : 1; /* a window alone is the same for all heads */
     const struct tensor slots = tensor_3d(c->slots.data, DTYPE_I32, c->batch, lists, c->capacity);
     const struct tensor counts = tensor_2d(c->slot_counts.data, DTYPE_I32, c->batch, lists);
-    for (int64_t list = 0; list < lists; list++) list_slots(layer, c, pass, list, lists, chosen, window);
-    TRY(ops->upload(ops, slots, c->host_slots));
-    TRY(ops->upload(ops, counts, c->host_counts));
+    const struct slot_lists list = {.places = c->places, .chosen = chosen ? c->chosen : tensor_none(), .slots = slots,
+                                    .slot_counts = counts, .position = pass->position, .block = s->block, .window = window};
+    TRY(ops->slot_lists(ops, &list));
     const struct attention_decode decode = {
         .q = pass->q, .o = o, .k = c->k[source], .v = c->v[source], .slots = slots, .slot_counts = counts, .count = 1,
         .lists = (int)lists, .scale = 1 / sqrt((double)layer->model->head_width)};
@@ -201,8 +178,7 @@ static enum status choose(const struct attention_layer *layer, struct attention_
         .chosen = selects ? c->chosen : tensor_none(), .compress = (int32_t)s->compress, .stride = (int32_t)s->stride,
         .block = (int32_t)s->block, .select = (int32_t)s->select, .select_group = (int32_t)s->select_group,
         .scale = 1 / sqrt((double)layer->model->head_width)};
-    TRY(ops->compressed_decode(ops, &coarse));
-    return selects ? ops->download(ops, c->chosen, c->host_chosen) : STATUS_OK;
+    return ops->compressed_decode(ops, &coarse);
 }
 
 enum status nsa_decode(const struct attention_layer *layer, struct attention_cache *c,

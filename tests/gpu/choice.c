@@ -2,6 +2,7 @@
  * two levels, attention, random lists, decoding. Bounds: ops/choice_device.h. */
 #include "gpu/gpu.h"
 #include "ops/choice_device.h"
+#include "ops/slots_case.h"
 #include "support/check.h"
 
 enum { SHORT = 100 /* tokens: --quick */ };
@@ -68,8 +69,17 @@ static void decode_bf16(void **state) {
     run_decode("cuda");
 }
 
+static void slots_agree(void **state) {
+    (void)state;
+    const struct ops *ops = device_table("cuda", true);
+    slot_lists_agree(ops);
+    slot_lists_survive(ops);
+    ops->close(ops);
+}
+
 int gpu_test_choice(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(f32_agrees), cmocka_unit_test(bf16_agrees),
-                                       cmocka_unit_test(decode_f32), cmocka_unit_test(decode_bf16)};
+                                       cmocka_unit_test(decode_f32), cmocka_unit_test(decode_bf16),
+                                       cmocka_unit_test(slots_agree)};
     return cmocka_run_group_tests_name("choice", tests, NULL, NULL);
 }

@@ -3,6 +3,7 @@
  * token_attention's row. */
 #include "base/memory.h"
 #include "ops/index_case.h"
+#include "ops/slots_case.h"
 #include "support/check.h"
 
 #include <math.h>
@@ -251,10 +252,22 @@ static void test_attention(void **state) {
     }
 }
 
+static void test_slots(void **state) {
+    (void)state;
+    static const char *const names[] = {"cpu", "cpu-f64", "guard:cpu"};
+    for (int n = 0; n < 3; n++) {
+        const struct ops *ops = index_open(names[n], 1, NULL);
+        slot_lists_agree(ops);
+        slot_lists_survive(ops);
+        ops->close(ops);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_choice),
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_slots),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -89,6 +89,16 @@ static enum status attention_backward_with(const struct ops *ops) {
     return ops->attention_backward(ops, &a);
 }
 
+static enum status slot_lists_with(const struct ops *ops, int fault) {
+    struct slot_lists a = {.position = 9, .sinks = 1, .window = 2, .block = 2};
+    a.places = tensor_2d(ids, DTYPE_I32, 1, fault == 0 ? 2 : 3);
+    a.chosen = tensor_3d(ids, DTYPE_I32, 1, 1, 3);
+    a.slots = tensor_3d(ids, DTYPE_I32, 1, 1, fault == 1 ? 8 : 9);
+    a.slot_counts = tensor_2d(ids, DTYPE_I32, 1, 1);
+    if (fault == 2) a.window = -1;
+    return ops->slot_lists(ops, &a);
+}
+
 static enum status attention_decode_with(const struct ops *ops, bool slots) {
     struct attention_decode a = {.count = 1, .lists = 1, .scale = 1};
     a.q = a.o = tensor_3d(memory, DTYPE_F32, 2, 4, 2);
@@ -224,6 +234,10 @@ static enum status wrong(const struct ops *ops, int i) {
         return attention_decode_with(ops, false);
     case 40:
         return attention_decode_with(ops, true);
+    case 58:
+    case 59:
+    case 60:
+        return slot_lists_with(ops, i - 58);
     default:
         return i < 50 ? loss_with(ops, i - 41) : attention_with(ops, i - 50);
     }
@@ -289,6 +303,9 @@ static const struct {
     {55, "attention: start: expected [1,4] i32"},
     {56, "attention: o: expected [1,4,4,2]"},
     {57, "attention: coefficients: expected [4,1]"},
+    {58, "slot_lists: places: expected [1,3] i32"},
+    {59, "slot_lists: slots: expected room for 9 in a list, found 8"},
+    {60, "slot_lists: window: expected 0 … 2147483646, found -1"},
 };
 
 static void faults_are_named(void **state) {

@@ -126,7 +126,7 @@ static void test_no_leak(void **state) {
             struct linear_arrays before;
             linear_fill(&rows[n], &before);
             linear_run(ops, &rows[n], &before, false);
-            for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+            for (size_t i = bf16 ? n % 2 : 0; i < sizeof places / sizeof *places; i += 1 + bf16)
                 linear_check_no_leak(ops, &rows[n], &before, places[i], factors[(i + n) % 3]);
             linear_free(&before);
         }
@@ -143,11 +143,11 @@ static void test_huge_scores(void **state) {
         {"relu, squeeze", 1, 70, 2, 1, 8, FEATURE_RELU, 20, 5, 9, .bias = true, .beta = true, .chunk = 64},
         {"exp, both directions", 1, 70, 2, 1, 8, FEATURE_EXP, 24, 0, 0, .bidirectional = true, .chunk = 64},
     };
-    static const double magnitudes[] = {8, 60, 2000};
+    static const double magnitudes[] = {60, 2000};
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const struct ops *ops = device_table(bf16 ? "cuda" : "cuda-f32", true);
         for (size_t n = 0; n < sizeof rows / sizeof *rows; n++)
-            for (int m = 0; m < 6; m++) {
+            for (int m = 0; m < 4; m++) {
                 struct linear_case row = rows[n];
                 struct linear_weights_run run = {.weight = 1, .gradient_scale = 1, .gradients = true};
                 struct linear_arrays x;
