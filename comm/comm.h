@@ -20,6 +20,12 @@ enum status comm_open(const struct comm_options *options, struct comm **comm);
 /* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in
  * parallel and for tests. */
 enum status comm_open_single(struct comm **comm);
+/* Collectives over NCCL among the ranks of `host`, on memory of this rank's GPU. stream: the one that the table's operations run on
+ * (cudaStream_t): a collective sees what was started on it before; what is started on it after the collective's end sees the result. BF16
+ * is summed too. `host` stays open for longer: scan, barrier and agree go over it. One rank is no special case: NCCL is asked.
+ * STATUS_NOT_FOUND: this build or this machine has no NCCL, or one before 2.19; STATUS_FAILED: the ranks have different ones. Every rank
+ * gets the same status. */
+enum status comm_open_nccl(struct comm *host, void *stream, struct comm **comm);
 /* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
 enum status comm_close(struct comm **comm);
 /* Ends this rank and all others promptly with `exit_code`, printing nothing. Does not return. */
