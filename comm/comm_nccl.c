@@ -18,7 +18,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
+enum { SHARING = 23000 /* 2.30: the first that lets ranks share a GPU, when NCCL_MULTI_RANK_GPU_ENABLE says so */ };
 enum { OLDEST = 21900 /* 2.19: the first with a non-blocking communicator that can be finalized */ };
 
 /* SYMBOL(field, name) for every function. */
@@ -52,6 +54,7 @@ struct nccl {
     ncclComm_t comm;
     cudaStream_t stream, compute; /* collectives run on the first; the second is the table's */
     cudaEvent_t ready;            /* what the table had started before a collective */
+    int version;
 };
 
 /* Of an operation, kept from use to use: its result is there. */
@@ -341,9 +344,54 @@ static enum status agree_on_version(struct comm *comm, struct comm *host) {
     if (least != most)
         return error_set(STATUS_FAILED, "NCCL: expected one version on all ranks, found %d.%d.%d and %d.%d.%d",
                          least / 10000, least / 100 % 100, least % 100, most / 10000, most / 100 % 100, most % 100);
+    nccl->version = version;
     snprintf(comm->description, sizeof comm->description, "NCCL %d.%d.%d", version / 10000, version / 100 % 100,
              version % 100);
     return STATUS_OK;
+}
+
+/* Where a rank computes: equal ones share a GPU. */
+struct place {
+    char host[64], gpu[32];
+};
+
+static enum status find_place(const struct comm *comm, struct place *place) {
+    int device = 0;
+    memset(place, 0, sizeof *place);
+    (void)gethostname(place->host, sizeof place->host - 1);
+    TRY_CUDA(comm, "starting NCCL", cudaGetDevice(&device));
+    TRY_CUDA(comm, "starting NCCL", cudaDeviceGetPCIBusId(place->gpu, sizeof place->gpu, device));
+    return STATUS_OK;
+}
+
+static enum status refuse_sharing(const struct comm *comm, const struct place *place, int first, int second,
+                                  int version) {
+    const char *enabled = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
+    if (version >= SHARING && enabled && strcmp(enabled, "1") == 0) return STATUS_OK;
+    return error_set(
+        STATUS_USAGE,
+        "NCCL: ranks %d and %d share GPU %s of %s: expected one rank a GPU, found %d ranks on that machine; start "
+        "fewer (mpirun --map-by ppr:GPUS:node), or, with NCCL 2.30 or later (here is %s), set "
+        "NCCL_MULTI_RANK_GPU_ENABLE=1",
+        first, second, place->gpu, place->host, comm->node_size, comm->description + sizeof "NCCL");
+}
+
+/* No two ranks on one GPU, unless NCCL can and is to. */
+static enum status check_places(struct comm *comm, struct comm *host) {
+    const struct nccl *nccl = comm->state;
+    struct place own, *all = NULL;
+    enum status status = find_place(comm, &own);
+    KEEP_FIRST(status, memory_new((size_t)comm->size, sizeof *all, "places", &all));
+    TRY_GOTO(done, comm_agree(host, status));
+    TRY_GOTO(done, comm_all_gather(host, tensor_1d(&own, DTYPE_U8, sizeof own),
+                                   tensor_1d(all, DTYPE_U8, comm->size * (int64_t)sizeof own)));
+    for (int second = 1; second < comm->size && status == STATUS_OK; second++)
+        for (int first = 0; first < second && status == STATUS_OK; first++)
+            if (memcmp(&all[first], &all[second], sizeof own) == 0)
+                status = refuse_sharing(comm, &all[first], first, second, nccl->version);
+done:
+    free(all);
+    return status;
 }
 
 static enum status make_streams(struct comm *comm) {
@@ -395,6 +443,7 @@ done:
         comm->deadline_s = host->deadline_s;
         comm->backend = &nccl_backend;
         KEEP_FIRST(status, agree_on_version(comm, host));
+        if (status == STATUS_OK) status = check_places(comm, host);
         if (status == STATUS_OK) status = join(comm, host);
         if (status != STATUS_OK) nccl_close(comm, true);
     } else {

@@ -149,7 +149,7 @@ static enum status open_all(struct run *run, const struct run_options *options) 
 
 enum status run_open(struct config *config, struct comm *comm, const struct ops *ops, const struct run_options *options,
                      struct run *run) {
-    *run = (struct run){.config = config, .comm = comm, .ops = ops};
+    *run = (struct run){.config = config, .comm = comm, .gpu = options ? options->gpu : NULL, .ops = ops};
     enum status status = comm_agree(comm, open_all(run, options));
     if (status != STATUS_OK) run_close(run);
     return status;

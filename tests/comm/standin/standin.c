@@ -26,7 +26,7 @@ static void nap(void) {
 
 static char failing[64], hanging[64];
 static long fail_in;
-static int fail_with, version_told = 22809;
+static int fail_with, version_told = 22809, shared_gpu;
 static atomic_long calls, alive;
 
 void standin_fail(const char *function, long n, int result) {
@@ -42,6 +42,9 @@ long standin_calls(void) {
 }
 long standin_alive(void) {
     return alive;
+}
+void standin_share_gpu(int share) {
+    shared_gpu = share;
 }
 void standin_set_version(int version) {
     version_told = version;
@@ -113,6 +116,18 @@ const char *cudaGetErrorString(cudaError_t error) {
     return error == cudaErrorMemoryAllocation ? "out of memory"
            : error == cudaErrorNotReady       ? "not ready"
                                               : "invalid value";
+}
+
+cudaError_t cudaGetDevice(int *device) {
+    MAY_FAIL(cudaError_t);
+    const char *rank = getenv("OMPI_COMM_WORLD_LOCAL_RANK");
+    *device = shared_gpu || !rank ? 0 : atoi(rank);
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceGetPCIBusId(char *text, int capacity, int device) {
+    MAY_FAIL(cudaError_t);
+    snprintf(text, (size_t)capacity, "0000:%02x:00.0", 0x17 + device);
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) {

@@ -12,6 +12,8 @@ void standin_hang(const char *function);
 long standin_calls(void);
 /* Streams, events and communicators that exist. */
 long standin_alive(void);
+/* All ranks of this machine are on one GPU; else each has its own. */
+void standin_share_gpu(int share);
 /* What ncclGetVersion says. */
 void standin_set_version(int version);
 
