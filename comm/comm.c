@@ -121,6 +121,9 @@ int comm_node_rank(const struct comm *comm) {
 int comm_node_size(const struct comm *comm) {
     return comm->node_size;
 }
+int comm_memory_ranks(const struct comm *comm) {
+    return comm->host ? comm->gpu_ranks : comm->node_size;
+}
 const char *comm_describe(const struct comm *comm) {
     return comm->description;
 }

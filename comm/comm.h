@@ -35,6 +35,8 @@ int comm_rank(const struct comm *comm);
 int comm_size(const struct comm *comm);
 int comm_node_rank(const struct comm *comm); /* rank among the ranks of this machine */
 int comm_node_size(const struct comm *comm);
+/* Ranks that share the memory that this one computes in: of a GPU over NCCL, else of the machine. */
+int comm_memory_ranks(const struct comm *comm);
 const char *comm_describe(const struct comm *comm);  /* e.g. "Open MPI 4.1.4" */
 void comm_set_step(struct comm *comm, int64_t step); /* named in messages */
 

@@ -385,6 +385,7 @@ static enum status check_places(struct comm *comm, struct comm *host) {
     TRY_GOTO(done, comm_agree(host, status));
     TRY_GOTO(done, comm_all_gather(host, tensor_1d(&own, DTYPE_U8, sizeof own),
                                    tensor_1d(all, DTYPE_U8, comm->size * (int64_t)sizeof own)));
+    for (int r = 0; r < comm->size; r++) comm->gpu_ranks += memcmp(&all[r], &own, sizeof own) == 0;
     for (int second = 1; second < comm->size && status == STATUS_OK; second++)
         for (int first = 0; first < second && status == STATUS_OK; first++)
             if (memcmp(&all[first], &all[second], sizeof own) == 0)

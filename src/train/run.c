@@ -241,7 +241,7 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
     bool fits = false;
     struct device_memory memory_now;
     run->ops->memory(run->ops, &memory_now);
-    double free_now = memory_now.available / comm_node_size(run->comm);
+    double free_now = memory_now.available / comm_memory_ranks(run->gpu ? run->gpu : run->comm);
     TRY(comm_all_reduce(run->comm, tensor_1d(&free_now, DTYPE_F64, 1), COMM_MIN));
     /* The parameters are here already, and are counted in the plan. */
     const size_t taken = params_bytes(&run->student.params) + (teacher ? params_bytes(&teacher->params) : 0);

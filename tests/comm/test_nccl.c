@@ -29,6 +29,8 @@ static enum status try_sharing(void) {
         if (status != (refused ? STATUS_USAGE : STATUS_OK) ||
             (refused && !strstr(error_message(), "ranks 0 and 1 share GPU 0000:17:00.0 of ")))
             return error_set(STATUS_FAILED, "row %d of sharing: found %s: %s", n, status_name(status), error_message());
+        if (comm && comm_memory_ranks(comm) != comm_size(host))
+            return error_set(STATUS_FAILED, "expected %d ranks on the GPU, found %d", comm_size(host), comm_memory_ranks(comm));
         error_clear();
         TRY(comm_close(&comm));
     }
