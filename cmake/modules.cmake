@@ -2,6 +2,7 @@
 # Dependencies point one way (docs/design.md); tests/unit/includes.sh greps that it stays so.
 function(squint_module name folder)
   file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${folder}/*.c)
+  list(FILTER sources EXCLUDE REGEX "/comm_nccl") # comes with one of the CUDA tables (cuda.cmake)
   if(NOT sources)
     return()
   endif()

@@ -92,7 +92,7 @@ enum status comm_close(struct comm **handle) {
         /* Ending MPI waits for every rank, without a deadline: so first see with one that they are all there. */
         if (!comm->faulted) status = comm_barrier(comm);
         KEEP_FIRST(status, comm->backend->close(comm, comm->faulted));
-        if (comm->faulted) {
+        if (comm->faulted && !comm->host) {
             abandoned = comm->active;
         } else {
             free_operations(comm, comm->active);
@@ -121,6 +121,9 @@ int comm_node_rank(const struct comm *comm) {
 int comm_node_size(const struct comm *comm) {
     return comm->node_size;
 }
+int comm_memory_ranks(const struct comm *comm) {
+    return comm->host ? comm->gpu_ranks : comm->node_size;
+}
 const char *comm_describe(const struct comm *comm) {
     return comm->description;
 }
@@ -143,7 +146,8 @@ static const char *place(const struct comm *comm, const char *name, char text[96
 static enum status check(const struct comm *comm, const char *name, struct tensor data, bool reduces) {
     char shape[96], where[96];
     enum dtype type = data.dtype;
-    bool known = !reduces || type == DTYPE_F32 || type == DTYPE_F64 || type == DTYPE_I32 || type == DTYPE_I64;
+    bool known = !reduces || type == DTYPE_F32 || type == DTYPE_F64 || type == DTYPE_I32 || type == DTYPE_I64 ||
+                 (comm->host && type == DTYPE_BF16);
     if (tensor_is_contiguous(data) && known) return STATUS_OK;
     tensor_describe(data, shape, sizeof shape);
     return error_set(STATUS_SHAPE, "%s: expected a contiguous tensor%s, found %s", place(comm, name, where),
@@ -173,8 +177,12 @@ static void unlink_operation(struct comm *comm, struct comm_operation *operation
     }
 }
 
+/* After a fault on the GPU's side the ranks still agree over the host's, where who is not there is not waited for a second time. */
+enum { AFTER_FAULT_S = 2 };
+
 static enum status failed(struct comm *comm, enum status status) {
     comm->faulted = true;
+    if (comm->host) comm->host->deadline_s = fmin(comm->host->deadline_s, AFTER_FAULT_S);
     return status;
 }
 
@@ -332,7 +340,7 @@ enum status comm_send_receive(struct comm *comm, struct tensor send, int to, str
         (to == comm->rank && tensor_bytes(send) != tensor_bytes(receive))) {
         return error_set(STATUS_FAILED, "send_receive: rank %d sends to itself what it does not receive", comm->rank);
     }
-    if (to == comm->rank) {
+    if (to == comm->rank && !comm->host) {
         if (tensor_bytes(send) > 0) memmove(receive.data, send.data, tensor_bytes(send));
         to = from = -1;
     }
@@ -345,6 +353,7 @@ enum status comm_send_receive(struct comm *comm, struct tensor send, int to, str
 }
 
 enum status comm_exclusive_scan(struct comm *comm, int64_t *value) {
+    if (comm->host) return comm_exclusive_scan(comm->host, value);
     enum status status = STATUS_OK;
     int64_t *all = NULL;
     TRY(memory_new((size_t)comm->size, sizeof *all, "a scan", &all));
@@ -357,11 +366,13 @@ done:
 }
 
 enum status comm_barrier(struct comm *comm) {
+    if (comm->host) return comm_barrier(comm->host);
     if (!comm->backend) return refuse_after_fault(comm, "barrier");
     return run(comm, &(struct comm_operation){.collective = COMM_BARRIER, .name = "barrier"});
 }
 
 enum status comm_agree(struct comm *comm, enum status mine) {
+    if (comm->host) return comm_agree(comm->host, mine);
     if (comm->size == 1) return mine;
     enum status status = STATUS_OK;
     char text[MESSAGE_BYTES] = {0};

@@ -20,6 +20,12 @@ enum status comm_open(const struct comm_options *options, struct comm **comm);
 /* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in
  * parallel and for tests. */
 enum status comm_open_single(struct comm **comm);
+/* Collectives over NCCL among the ranks of `host`, on memory of this rank's GPU. stream: the one that the table's operations run on
+ * (cudaStream_t): a collective sees what was started on it before; what is started on it after the collective's end sees the result. BF16
+ * is summed too. `host` stays open for longer: scan, barrier and agree go over it. One rank is no special case: NCCL is asked.
+ * STATUS_NOT_FOUND: this build or this machine has no NCCL, or one before 2.19; STATUS_FAILED: the ranks have different ones. Every rank
+ * gets the same status. */
+enum status comm_open_nccl(struct comm *host, void *stream, struct comm **comm);
 /* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
 enum status comm_close(struct comm **comm);
 /* Ends this rank and all others promptly with `exit_code`, printing nothing. Does not return. */
@@ -29,6 +35,8 @@ int comm_rank(const struct comm *comm);
 int comm_size(const struct comm *comm);
 int comm_node_rank(const struct comm *comm); /* rank among the ranks of this machine */
 int comm_node_size(const struct comm *comm);
+/* Ranks that share the memory that this one computes in: of a GPU over NCCL, else of the machine. */
+int comm_memory_ranks(const struct comm *comm);
 const char *comm_describe(const struct comm *comm);  /* e.g. "Open MPI 4.1.4" */
 void comm_set_step(struct comm *comm, int64_t step); /* named in messages */
 

@@ -47,7 +47,9 @@ struct comm_backend {
 struct comm {
     const struct comm_backend *backend; /* NULL: one rank, nothing to move */
     void *state;                        /* the backend's */
+    struct comm *host;                  /* of a communicator for device memory: the one for host memory; else NULL */
     int rank, size, node_rank, node_size;
+    int gpu_ranks; /* with `host`: ranks on this one's GPU, itself included */
     char description[64];
     double deadline_s;
     int64_t step;         /* -1: none */

@@ -464,6 +464,8 @@ struct ops {
     void (*forget)(const struct ops *ops, struct recording **recording); /* NULL-safe; *recording becomes NULL */
     /* Bytes of scratch memory that the device keeps of its own (packed weights, workspaces). */
     size_t (*scratch_bytes)(const struct ops *ops);
+    /* The stream that operations run on (cudaStream_t), for a library that works beside them. NULL: the table has none. */
+    void *(*stream)(const struct ops *ops);
     /* What memory there is where `allocate` takes it. */
     void (*memory)(const struct ops *ops, struct device_memory *memory);
     /* Tables without such kernels have NULL for both. *tunable: kernel `number`, from 0; false past the last. set_form: the form
@@ -546,6 +548,7 @@ struct ops_options {
     int threads;        /* CPU threads; 0: all that this process may use */
     bool deterministic; /* the same bits whatever the number of threads, in every operation */
     const char *isa;    /* "avx512", "avx2", "base": at most this; NULL: the best that the CPU has */
+    int node_rank;      /* of this rank among those of its machine: GPUs are given out in turn */
 };
 
 /* Opens a table by name: "cpu", "cpu-f64" (the oracle of tests), "cuda" (bf16), "cuda-f32", and "guard:" before any of them.

@@ -23,6 +23,7 @@ enum status cuda_repeat(const struct ops *ops, struct recording **recording, enu
 void cuda_forget(const struct ops *ops, struct recording **recording);
 void cuda_memory(const struct ops *ops, struct device_memory *memory);
 /* tuning.cu */
+void *cuda_stream(const struct ops *ops);
 bool cuda_tunable(const struct ops *ops, int number, struct tunable *tunable);
 enum status cuda_set_form(const struct ops *ops, int number, int64_t width, int64_t length, int form);
 

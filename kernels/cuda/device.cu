@@ -19,11 +19,11 @@ enum status cuda_status(cudaError_t error, const char *what) {
                      cudaGetErrorString(error));
 }
 
-static enum status find_device(int *number) {
+static enum status find_device(int node_rank, int *number) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
     if (error == cudaSuccess && count > 0) {
-        *number = 0;
+        *number = node_rank % count;
         return STATUS_OK;
     }
     cudaGetLastError();
@@ -90,7 +90,7 @@ static void close_device(struct device *device) {
 
 enum status cuda_device_open(const struct ops_options *options, struct device **out) {
     int number = 0;
-    TRY(find_device(&number));
+    TRY(find_device(options ? options->node_rank : 0, &number));
     struct device *device = static_cast<struct device *>(calloc(1, sizeof *device));
     if (!device) return error_set(STATUS_MEMORY, "cuda: no memory for the device's description");
     device->number = number;
@@ -115,6 +115,10 @@ void cuda_close(const struct ops *ops) {
 
 const char *cuda_describe(const struct ops *ops) {
     return ops->device->description;
+}
+
+void *cuda_stream(const struct ops *ops) {
+    return ops->device->stream;
 }
 
 enum status cuda_allocate(const struct ops *ops, size_t bytes, void **block) {

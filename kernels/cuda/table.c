@@ -19,6 +19,7 @@ static const struct ops table = {
     .forget = cuda_forget,
     .scratch_bytes = cuda_scratch_bytes,
     .memory = cuda_memory,
+    .stream = cuda_stream,
     .tunable = cuda_tunable,
     .set_form = cuda_set_form,
     .copy = cuda_copy,

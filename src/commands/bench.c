@@ -2,6 +2,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/memory.h"
+#include "commands/bench_comm.h"
 #include "commands/bench_kinds.h"
 #include "commands/bench_step.h"
 #include "commands/bench_tune.h"
@@ -362,7 +363,7 @@ done:
 static const struct {
     const char *name;
     enum status (*run)(int argc, char **argv);
-} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}, {"tune", bench_tune}};
+} benches[] = {{"attention", run_attention}, {"decode", run_decode}, {"step", run_step}, {"prep", run_prep}, {"tune", bench_tune}, {"comm", bench_comm}};
 
 static enum status run(int argc, char **argv) {
     static char name[64];
@@ -375,17 +376,18 @@ static enum status run(int argc, char **argv) {
         return benches[i].run(argc - 1, argv + 1);
     }
     return error_set(STATUS_USAGE,
-                     "bench: expected attention, decode, step, prep or tune, found \"%s\"; see squint bench --help", what);
+                     "bench: expected attention, decode, step, prep, tune or comm, found \"%s\"; see squint bench --help", what);
 }
 
 const struct command command_bench = {
     .name = "bench",
-    .summary = "time and memory of a step, of attention against length, of decoding, of tokenising",
+    .summary = "time and memory of a step, of attention against length, of decoding, of tokenising, of the ranks' exchange",
     .help = "usage: squint bench attention [options]\n"
             "       squint bench decode [options]\n"
             "       squint bench step [options]\n"
             "       squint bench prep --tokenizer DIR --file FILE [--repeats N]\n"
             "       squint bench tune [--out FILE] [options]\n"
+            "       mpirun -np N squint bench comm [options]\n"
             "\n"
             "attention: forward and backward of one layer of several kinds, in turns; medians, what the first kind\n"
             "takes over each, and growth from the length before: of time, memory, and the forward pass as counted.\n"
@@ -411,6 +413,10 @@ const struct command command_bench = {
             "fastest where, and SQUINT_TUNING=FILE in the environment makes every command use it (no deterministic run "
             "does).\n"
             "  --lengths 1024 4096 16384 65536 --widths 64 --batch 1 --heads 12 --rounds 11\n"
+            "comm: how fast the ranks move bytes: every collective at every size, the mean of some on the slowest rank;\n"
+            "bytes over time, and what of it each rank's link must carry at least (bus).\n"
+            "  --sizes 1024 16384 262144 4194304 67108864 --repeats 20    bytes of the whole buffer\n"
+            "  --device cpu|cuda                                          over MPI (default), or over NCCL\n"
             "all:\n"
             "  --device auto|cpu|cuda --threads N                         not of prep; attention and decode on a GPU: "
             "in bf16,\n"

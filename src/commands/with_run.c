@@ -40,8 +40,22 @@ static enum status read_tokenizer(const struct config *config, char **path, uint
 
 static enum status open_device(struct with_run *with) {
     struct ops_options options = {.threads = machine_threads(comm_node_size(with->comm)),
-                                  .deterministic = with->config.deterministic};
+                                  .deterministic = with->config.deterministic,
+                                  .node_rank = comm_node_rank(with->comm)};
     return device_choose(with->config.device, with->config.precision == PRECISION_BF16, &options, &with->ops);
+}
+
+/* Ranks with GPUs talk over NCCL. Where it is not there their gradients go through the host, which a line says. */
+static enum status open_gpus(struct with_run *with) {
+    int64_t streams = with->ops->stream ? 1 : 0;
+    if (comm_size(with->comm) == 1) return STATUS_OK;
+    TRY(comm_all_reduce(with->comm, tensor_1d(&streams, DTYPE_I64, 1), COMM_SUM));
+    if (streams < comm_size(with->comm)) return STATUS_OK;
+    const enum status status = comm_open_nccl(with->comm, with->ops->stream(with->ops), &with->gpu);
+    if (status != STATUS_NOT_FOUND) return status;
+    log_line("comm     %s: gradients go through the host", error_message());
+    error_clear();
+    return STATUS_OK;
 }
 
 static enum status read_here(const char *command, const struct option_list *words, const struct option_list *overrides,
@@ -64,8 +78,9 @@ enum status with_run_open(const char *command, const struct option_list *words, 
     log_start(comm_rank(with->comm), false);
     enum status status = read_here(command, words, overrides, with, &tokenizer, &hash);
     status = comm_agree(with->comm, status);
+    if (status == STATUS_OK) status = open_gpus(with);
     if (status == STATUS_OK) {
-        struct run_options options = {.tokenizer_hash = hash, .tokenizer_path = tokenizer};
+        struct run_options options = {.tokenizer_hash = hash, .tokenizer_path = tokenizer, .gpu = with->gpu};
         status = run_open(&with->config, with->comm, with->ops, &options, &with->run);
     }
     free(tokenizer);
@@ -75,6 +90,7 @@ enum status with_run_open(const char *command, const struct option_list *words, 
 enum status with_run_close(struct with_run *with, enum status status) {
     int rank = with->comm ? comm_rank(with->comm) : 0;
     run_close(&with->run);
+    KEEP_FIRST(status, comm_close(&with->gpu));
     if (with->ops) with->ops->close(with->ops);
     with->ops = NULL;
     config_free(&with->config);

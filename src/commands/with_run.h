@@ -7,7 +7,7 @@
 
 struct with_run {
     struct config config;
-    struct comm *comm;
+    struct comm *comm, *gpu;
     const struct ops *ops;
     struct run run;
 };

@@ -149,7 +149,7 @@ static enum status open_all(struct run *run, const struct run_options *options) 
 
 enum status run_open(struct config *config, struct comm *comm, const struct ops *ops, const struct run_options *options,
                      struct run *run) {
-    *run = (struct run){.config = config, .comm = comm, .ops = ops};
+    *run = (struct run){.config = config, .comm = comm, .gpu = options ? options->gpu : NULL, .ops = ops};
     enum status status = comm_agree(comm, open_all(run, options));
     if (status != STATUS_OK) run_close(run);
     return status;
@@ -241,7 +241,7 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
     bool fits = false;
     struct device_memory memory_now;
     run->ops->memory(run->ops, &memory_now);
-    double free_now = memory_now.available / comm_node_size(run->comm);
+    double free_now = memory_now.available / comm_memory_ranks(run->gpu ? run->gpu : run->comm);
     TRY(comm_all_reduce(run->comm, tensor_1d(&free_now, DTYPE_F64, 1), COMM_MIN));
     /* The parameters are here already, and are counted in the plan. */
     const size_t taken = params_bytes(&run->student.params) + (teacher ? params_bytes(&teacher->params) : 0);

@@ -12,7 +12,7 @@
 
 struct run {
     struct config *config; /* borrowed; run_open fills in what a from_scratch model takes from the shards */
-    struct comm *comm;
+    struct comm *comm, *gpu; /* gpu: for the device's memory; NULL: none, `comm` carries all */
     const struct ops *ops;
     struct batches batches;
     struct windows valid; /* count 0: none */
@@ -30,6 +30,7 @@ struct run {
 struct run_options {
     uint64_t tokenizer_hash;    /* of the tokenizer that the recipe or the teacher names; 0: unknown, not compared */
     const char *tokenizer_path; /* for the message */
+    struct comm *gpu;           /* comm_open_nccl's, borrowed as comm is; NULL: none */
 };
 
 /* Every rank calls it. comm and ops are borrowed and outlive the run. Messages name file and key. Nothing is written.

@@ -143,7 +143,7 @@ enum status stage_open(struct distill *d, const struct stage_memory *memory) {
     TRY_GOTO(done, memory_new((size_t)distill_sums_count(d), sizeof *d->sums, "a step's sums", &d->sums));
     TRY_GOTO(done,
              memory_new((size_t)d->student->config.layers, sizeof *d->denominators, "layers' norms", &d->denominators));
-    if (!d->student->params.ops->host_memory && comm_size(d->comm) > 1) {
+    if (!d->student->params.ops->host_memory && !d->gpu && comm_size(d->comm) > 1) {
         TRY_GOTO(done, memory_new(EXCHANGE_ELEMENTS, sizeof *d->exchange, "gradients on their way", &d->exchange));
     }
     TRY_GOTO(done, optimizer_open(&d->student->params, &d->optimizer));

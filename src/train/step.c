@@ -197,10 +197,11 @@ static enum status run_micro_steps(struct distill *d, const struct step_settings
     return STATUS_OK;
 }
 
-/* MPI reads host memory: gradients that lie elsewhere pass through it. */
+/* MPI reads host memory: gradients that lie elsewhere, and that NCCL does not take, pass through it. */
 static enum status reduce_gradients(struct distill *d, struct tensor grads) {
     const struct ops *ops = d->student->params.ops;
     if (comm_size(d->comm) == 1) return STATUS_OK;
+    if (d->gpu) return comm_all_reduce(d->gpu, grads, COMM_SUM);
     if (!d->exchange) return comm_all_reduce(d->comm, grads, COMM_SUM);
     enum status status = STATUS_OK;
     for (int64_t first = 0; first < grads.shape[0]; first += EXCHANGE_ELEMENTS) {

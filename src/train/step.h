@@ -26,7 +26,7 @@ struct distill {
     const struct config_stage *stage;
     struct model *teacher; /* NULL: objective lm */
     struct model *student;
-    struct comm *comm;
+    struct comm *comm, *gpu; /* gpu: for gradients in the device's memory; NULL: they go over `comm` */
     struct batches *batches;
     struct optimizer optimizer;
     struct plan *teacher_plan, *student_plan;

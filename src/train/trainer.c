@@ -157,6 +157,7 @@ static enum status open_stage(struct trainer *t) {
                                   .teacher = run_teacher(run),
                                   .student = &run->student,
                                   .comm = run->comm,
+                                  .gpu = run->gpu,
                                   .batches = &run->batches};
     TRY(comm_agree(run->comm, stage_open(&t->distill, &memory)));
     if (t->state.step == 0) TRY(params_reset_moments(&run->student.params));

@@ -110,8 +110,8 @@ row 3 "in/empty.json:" logits --model "$gpt2" --ids in/empty.json --out x.h5
 row 2 "learned positions" logits --model "$gpt2" --ids in/long.json --out x.h5
 row 1 "no/where" logits --model "$gpt2" --ids in/good.json --out no/where/x.h5
 # --- bench ---
-row 2 "expected attention, decode, step, prep or tune, found \"\"" bench
-row 2 "expected attention, decode, step, prep or tune, found \"speed\"" bench speed
+row 2 "expected attention, decode, step, prep, tune or comm, found \"\"" bench
+row 2 "expected attention, decode, step, prep, tune or comm, found \"speed\"" bench speed
 row 2 "bench step: --width: expected a multiple of --heads, 5, found 64" bench step --heads 5 --width 64
 row 2 "bench prep: --tokenizer: expected a directory, found none" bench prep --file in/good.json
 row 2 "bench tune: --lengths: expected numbers from 1 to 16777216, found \"0\"" bench tune --lengths 0 --device cpu

@@ -1,0 +1,20 @@
+/* What a test may ask of the stand-in for CUDA's streams and NCCL. */
+#ifndef SQUINT_STANDIN_H
+#define SQUINT_STANDIN_H
+
+/* The n-th call (from 1) of the function of this name from now on returns `result`, an error of its library, and does
+ * nothing. "async": the n-th look at the communicator's state finds it. NULL: none fails. */
+void standin_fail(const char *function, long n, int result);
+/* The function of this name never comes to its end from now on: ncclCommAbort does not return; ncclCommInitRankConfig,
+ * ncclCommFinalize and collectives ("run") stay in progress. NULL: none. */
+void standin_hang(const char *function);
+/* Calls so far of all functions that may fail. */
+long standin_calls(void);
+/* Streams, events and communicators that exist. */
+long standin_alive(void);
+/* All ranks of this machine are on one GPU; else each has its own. */
+void standin_share_gpu(int share);
+/* What ncclGetVersion says. */
+void standin_set_version(int version);
+
+#endif
