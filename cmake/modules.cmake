@@ -35,6 +35,9 @@ foreach(part html css js)
 endforeach()
 squint_module(prep data-prep squint_io squint_comm dep::pcre2 dep::zstd ZLIB::ZLIB dep::jansson)
 squint_module(commands src/commands squint_report squint_train squint_eval squint_prep)
+if(TARGET squint_commands) # as for the table (cuda.cmake), whose archive brings it
+  target_link_options(squint_commands INTERFACE "LINKER:--undefined=comm_open_nccl")
+endif()
 
 get_property(modules GLOBAL PROPERTY SQUINT_MODULES)
 add_library(squint_all INTERFACE)
