@@ -133,6 +133,10 @@ enum status bench_comm(int argc, char **argv) {
     for (int n = 0; n < size_count; n++) most = sizes[n] > most ? sizes[n] : most;
     TRY_GOTO(done, comm_open(NULL, &b.comm));
     log_start(comm_rank(b.comm), false);
+    if (comm_size(b.comm) == 1) {
+        status = error_set(STATUS_USAGE, "bench comm: expected two ranks or more, found one; start it under mpirun");
+        goto done;
+    }
     TRY_GOTO(done, open_all(&b, device, most));
     TRY_GOTO(done, run_all(&b, sizes, size_count, json));
 done:

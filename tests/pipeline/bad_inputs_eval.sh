@@ -116,6 +116,8 @@ row 2 "bench step: --width: expected a multiple of --heads, 5, found 64" bench s
 row 2 "bench prep: --tokenizer: expected a directory, found none" bench prep --file in/good.json
 row 2 "bench tune: --lengths: expected numbers from 1 to 16777216, found \"0\"" bench tune --lengths 0 --device cpu
 row 2 "bench tune: --widths: expected numbers from 1 to 64, found \"65\"" bench tune --widths 65 --device cpu
+row 2 "bench comm: expected two ranks or more, found one; start it under mpirun" bench comm
+row 2 "bench comm: --sizes: expected numbers from 1 to 68719476736, found \"-4\"" bench comm --sizes=-4
 row 2 "bench tune: device cpu has no kernel with several forms; expected --device cuda" bench tune --device cpu
 row 2 "student.attention: kind: expected one of full, masks" bench step --attention "kind: colour" --device cpu
 row 2 "--lengths: expected numbers from 1" bench attention --lengths 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What bench attention and bench decode print: a row for every kind at every length, and the figures that are known without a
-# clock. Needs no data.
+# What bench attention, bench decode and bench comm print: a row for every kind at every length, for every collective at every size, and the
+# figures that are known without a clock. Needs no data.
 set -u
 squint=${SQUINT:-build/release/squint}
 work=$(mktemp -d)
@@ -42,6 +42,25 @@ expect("decode: the first kind over itself", [r["first_over_this"] for r in deco
 expect("decode: times", [r["token_us"] > 0 and r["mean_us"] > 0 for r in decode["rows"]], [True] * 6)
 # k and v of G heads of width D, F32
 expect("decode: full: cache", [r["cache_bytes"] for r in decode["rows"] if r["kind"] == "full"], [2 * n * 2 * 8 * 4 for n in (5, 40)])
+sys.exit(bad)
+PYTHON
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+must mpirun -np 3 --oversubscribe "$squint" bench comm --sizes 1000 60000 --repeats 3 --json
+python3 - "$work/out" <<'PYTHON' || exit 1
+import json, sys
+comm = json.load(open(sys.argv[1]))
+n, bad = 3, 0
+share = {"all_reduce": 2 * (n - 1) / n, "reduce_scatter": (n - 1) / n, "all_gather": (n - 1) / n, "broadcast": 1, "ring": 1}
+# 1000 bytes are 250 numbers: made a multiple of the ranks, 252
+rows = [(name, size) for name in share for size in (1008, 60000)]
+if comm["ranks"] != n or [(r["collective"], r["bytes"]) for r in comm["rows"]] != rows:
+    print(f"FAILED: comm: rows: expected {rows}, found {comm}")
+    bad = 1
+for r in comm["rows"]:
+    bus = r["bytes"] / r["seconds"] * share[r["collective"]]
+    if not abs(r["bus_bytes_per_second"] / bus - 1) < 1e-2: # four digits of a time in nanoseconds
+        print(f"FAILED: comm: {r['collective']}: bus: expected {bus}, found {r['bus_bytes_per_second']}")
+        bad = 1
 sys.exit(bad)
 PYTHON
 echo "bench: rows and figures are as expected"
