@@ -133,8 +133,7 @@ void comm_set_step(struct comm *comm, int64_t step) {
 
 /* --- running one collective ------------------------------------------------------------------------------------- */
 
-/* "all_reduce" or "all_reduce at step 12" */
-static const char *place(const struct comm *comm, const char *name, char text[96]) {
+const char *comm_place(const struct comm *comm, const char *name, char text[96]) {
     if (comm->step < 0) {
         snprintf(text, 96, "%s", name);
     } else {
@@ -150,7 +149,7 @@ static enum status check(const struct comm *comm, const char *name, struct tenso
                  (comm->host && type == DTYPE_BF16);
     if (tensor_is_contiguous(data) && known) return STATUS_OK;
     tensor_describe(data, shape, sizeof shape);
-    return error_set(STATUS_SHAPE, "%s: expected a contiguous tensor%s, found %s", place(comm, name, where),
+    return error_set(STATUS_SHAPE, "%s: expected a contiguous tensor%s, found %s", comm_place(comm, name, where),
                      reduces ? " of f32, f64, i32 or i64" : "", shape);
 }
 
@@ -160,13 +159,13 @@ static enum status check_parts(const struct comm *comm, const char *name, struct
     tensor_describe(whole, a, sizeof a);
     tensor_describe(part, b, sizeof b);
     return error_set(STATUS_SHAPE, "%s: expected %d parts of one dtype, found %s for the whole and %s for a part",
-                     place(comm, name, where), comm->size, a, b);
+                     comm_place(comm, name, where), comm->size, a, b);
 }
 
 static enum status refuse_after_fault(struct comm *comm, const char *name) {
     char where[96];
     if (!comm->faulted) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm->rank, place(comm, name, where));
+    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm->rank, comm_place(comm, name, where));
 }
 
 static void unlink_operation(struct comm *comm, struct comm_operation *operation) {
@@ -241,7 +240,7 @@ static enum status finish(struct comm *comm, struct comm_operation *operation) {
             char whom[160], where[96];
             comm->backend->give_up(comm, operation, whom, sizeof whom);
             return failed(comm, error_set(STATUS_COMM, "rank %d: %s: waited %g s for %s", comm->rank,
-                                          place(comm, operation->name, where), comm->deadline_s, whom));
+                                          comm_place(comm, operation->name, where), comm->deadline_s, whom));
         }
         if (!moved) {
             poll_others(comm, operation);
@@ -318,7 +317,7 @@ enum status comm_all_gather(struct comm *comm, struct tensor input, struct tenso
 static enum status check_rank(const struct comm *comm, const char *name, int rank) {
     char where[96];
     if (rank >= 0 && rank < comm->size) return STATUS_OK;
-    return error_set(STATUS_FAILED, "%s: expected a rank below %d, found %d", place(comm, name, where), comm->size,
+    return error_set(STATUS_FAILED, "%s: expected a rank below %d, found %d", comm_place(comm, name, where), comm->size,
                      rank);
 }
 

@@ -23,8 +23,8 @@ enum status comm_open_single(struct comm **comm);
 /* Collectives over NCCL among the ranks of `host`, on memory of this rank's GPU. stream: the one that the table's operations run on
  * (cudaStream_t): a collective sees what was started on it before; what is started on it after the collective's end sees the result. BF16
  * is summed too. `host` stays open for longer: scan, barrier and agree go over it. One rank is no special case: NCCL is asked.
- * STATUS_NOT_FOUND: this build or this machine has no NCCL, or one before 2.19; STATUS_FAILED: the ranks have different ones. Every rank
- * gets the same status. */
+ * STATUS_NOT_FOUND: this build or this machine has no NCCL, or one before 2.19; STATUS_FAILED: the ranks have different ones.
+ * STATUS_USAGE: two ranks on one GPU, which NCCL cannot do or was not told to. Every rank gets the same status. */
 enum status comm_open_nccl(struct comm *host, void *stream, struct comm **comm);
 /* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
 enum status comm_close(struct comm **comm);

@@ -62,6 +62,8 @@ struct comm {
 
 /* *comm = a zeroed communicator with the limits' defaults and the deadline from `options` or the environment. */
 enum status comm_new(const struct comm_options *options, struct comm **comm);
+/* For messages: "all_reduce" or "all_reduce at step 12", in `text`. */
+const char *comm_place(const struct comm *comm, const char *name, char text[96]);
 /* Joins MPI and fills in `comm`. */
 enum status comm_mpi_open(struct comm *comm);
 

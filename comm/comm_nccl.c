@@ -10,7 +10,6 @@
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
-#include <math.h>
 #include <nccl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -64,8 +63,7 @@ struct nccl_transfer {
 
 enum phase { PHASE_TAKEN /* NCCL may not have it on the stream yet */, PHASE_RUNNING, PHASE_DONE };
 
-/* --- the library
- * ------------------------------------------------------------------------------------------------------ */
+/* --- the library ------------------------------------------------------------------------------------------------ */
 
 static enum status load(const struct nccl_library **out) {
     static struct nccl_library library;
@@ -89,9 +87,8 @@ static enum status load(const struct nccl_library **out) {
 static enum status nccl_failure(const struct comm *comm, const char *name, ncclResult_t result) {
     const struct nccl *nccl = comm->state;
     const char *detail = nccl->library->last_error(nccl->comm);
-    char step[40] = "";
-    if (comm->step >= 0) snprintf(step, sizeof step, " at step %lld", (long long)comm->step);
-    return error_set(STATUS_COMM, "rank %d: %s%s: NCCL: %s%s%s", comm->rank, name, step,
+    char where[96];
+    return error_set(STATUS_COMM, "rank %d: %s: NCCL: %s%s%s", comm->rank, comm_place(comm, name, where),
                      nccl->library->error_string(result), detail && detail[0] ? ": " : "", detail ? detail : "");
 }
 
@@ -111,8 +108,7 @@ static enum status cuda_failure(const struct comm *comm, const char *name, cudaE
         if (try_result_ != ncclSuccess && try_result_ != ncclInProgress) return nccl_failure(comm, name, try_result_); \
     } while (0)
 
-/* --- waiting
- * ---------------------------------------------------------------------------------------------------------- */
+/* --- waiting ---------------------------------------------------------------------------------------------------- */
 
 /* *busy: NCCL is not through with its last call. */
 static enum status look(const struct comm *comm, const char *name, bool *busy) {
@@ -130,18 +126,16 @@ static enum status settle(const struct comm *comm, const char *name) {
         TRY(look(comm, name, &busy));
         if (!busy) return STATUS_OK;
         if (time_now_s() - begun_s > comm->deadline_s) {
-            char step[40] = "";
-            if (comm->step >= 0) snprintf(step, sizeof step, " at step %lld", (long long)comm->step);
+            char where[96];
             return error_set(STATUS_COMM,
-                             "rank %d: %s%s: waited %g s for the other ranks: NCCL does not come to an end of its call",
-                             comm->rank, name, step, comm->deadline_s);
+                             "rank %d: %s: waited %g s for the other ranks: NCCL does not come to an end of its call",
+                             comm->rank, comm_place(comm, name, where), comm->deadline_s);
         }
         nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
     }
 }
 
-/* --- collectives
- * ------------------------------------------------------------------------------------------------------ */
+/* --- collectives ------------------------------------------------------------------------------------------------ */
 
 static ncclDataType_t type_of(enum dtype dtype) {
     switch (dtype) {
@@ -161,7 +155,7 @@ static ncclDataType_t type_of(enum dtype dtype) {
 }
 
 /* What moves bytes alone counts them, so that every dtype will do. */
-static ncclResult_t call(const struct nccl *nccl, const struct comm *comm, const struct comm_operation *o) {
+static ncclResult_t call(const struct nccl *nccl, const struct comm_operation *o) {
     const struct nccl_library *library = nccl->library;
     const ncclRedOp_t reduce = o->reduce == COMM_SUM ? ncclSum : o->reduce == COMM_MAX ? ncclMax : ncclMin;
     const size_t elements = (size_t)tensor_count(o->output), bytes = tensor_bytes(o->output);
@@ -190,7 +184,6 @@ static ncclResult_t call(const struct nccl *nccl, const struct comm *comm, const
     case COMM_BARRIER:
         break;
     }
-    (void)comm;
     return ncclInvalidUsage; /* comm.c sends barriers over the host */
 }
 
@@ -205,7 +198,7 @@ static enum status nccl_start(struct comm *comm, struct comm_operation *operatio
     TRY(settle(comm, operation->name));
     TRY_CUDA(comm, operation->name, cudaEventRecord(nccl->ready, nccl->compute));
     TRY_CUDA(comm, operation->name, cudaStreamWaitEvent(nccl->stream, nccl->ready, 0));
-    TRY_NCCL(comm, operation->name, call(nccl, comm, operation));
+    TRY_NCCL(comm, operation->name, call(nccl, operation));
     operation->phase = PHASE_TAKEN;
     return STATUS_OK;
 }
@@ -245,20 +238,19 @@ static void nccl_free_operation(struct comm_operation *operation) {
     free(transfer);
 }
 
-/* --- ending
- * ----------------------------------------------------------------------------------------------------------- */
+/* --- ending ----------------------------------------------------------------------------------------------------- */
 
 /* ncclCommAbort may wait for ever itself: it does so in a thread that nobody waits for longer than ABORT_S. */
 enum { ABORT_S = 3 };
 struct aborting {
-    const struct nccl_library *library;
+    const struct nccl_library *calls;
     ncclComm_t comm;
     atomic_bool done;
 };
 
 static void *run_abort(void *user) {
     struct aborting *aborting = user;
-    (void)aborting->library->abort(aborting->comm);
+    (void)aborting->calls->abort(aborting->comm);
     atomic_store(&aborting->done, true);
     return NULL;
 }
@@ -268,7 +260,7 @@ static bool abort_in_time(const struct nccl *nccl) {
     static struct aborting aborting; /* outlives a thread that hangs */
     pthread_t thread;
     if (!nccl->comm) return true;
-    aborting.library = nccl->library;
+    aborting.calls = nccl->library;
     aborting.comm = nccl->comm;
     atomic_store(&aborting.done, false);
     if (pthread_create(&thread, NULL, run_abort, &aborting) != 0) return false;
@@ -324,8 +316,7 @@ static const struct comm_backend nccl_backend = {
     .abort = nccl_abort,
 };
 
-/* --- opening
- * ---------------------------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------------------------- */
 
 /* Every rank has NCCL, new enough, and the same. */
 static enum status agree_on_version(struct comm *comm, struct comm *host) {

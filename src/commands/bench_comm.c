@@ -125,11 +125,9 @@ enum status bench_comm(int argc, char **argv) {
         {"device", OPTION_TEXT, &device, 0, 0},
         {"json", OPTION_FLAG, &json, 0, 0},
     };
-    enum status status = options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL);
-    KEEP_FIRST(status, status == STATUS_OK
-                           ? options_numbers(argv[0], "sizes", &of_sizes, INT64_C(1) << 36, SIZES_MAX, sizes, &size_count)
-                           : status);
-    TRY_GOTO(done, status);
+    enum status status;
+    TRY_GOTO(done, options_read(argc, argv, table, sizeof table / sizeof *table, NULL, NULL));
+    TRY_GOTO(done, options_numbers(argv[0], "sizes", &of_sizes, INT64_C(1) << 36, SIZES_MAX, sizes, &size_count));
     for (int n = 0; n < size_count; n++) most = sizes[n] > most ? sizes[n] : most;
     TRY_GOTO(done, comm_open(NULL, &b.comm));
     log_start(comm_rank(b.comm), false);

@@ -100,6 +100,7 @@ static enum status one_step(struct trainer *t) {
                                      .total = t->state.total,
                                      .lr = lr};
     comm_set_step(t->run->comm, t->state.total + 1);
+    if (t->run->gpu) comm_set_step(t->run->gpu, t->state.total + 1);
     TRY(distill_step(&t->distill, &settings, &t->last));
     t->last_lr = lr;
     t->state.step++;
