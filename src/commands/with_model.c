@@ -18,10 +18,12 @@ static enum status read_choice(const char *command, const char *option, const ch
                      count > 2 ? ", " : "", count > 2 ? names[2] : "", text);
 }
 
-enum status with_model_device(const char *command, const char *device, bool bf16, int64_t threads, int ranks_here,
-                              const struct ops **ops) {
-    struct ops_options options = {.threads = threads > 0 ? (int)threads : machine_threads(ranks_here),
-                                  .deterministic = true};
+/* device_choose, the same bits whatever the number of threads. threads 0: what each rank of this machine may use. */
+static enum status open_device(const char *command, const char *device, bool bf16, int64_t threads,
+                               const struct comm *comm, const struct ops **ops) {
+    struct ops_options options = {.threads = threads > 0 ? (int)threads : machine_threads(comm_node_size(comm)),
+                                  .deterministic = true,
+                                  .node_rank = comm_node_rank(comm)};
     enum status status = device_choose(device, bf16, &options, ops);
     return status == STATUS_OK ? status : error_prefix(status, "%s: --device", command);
 }
@@ -36,8 +38,7 @@ static enum status open_here(const char *command, const struct model_options *op
     }
     TRY(read_choice(command, "precision", options->precision, precisions, 2, &precision));
     TRY(read_choice(command, "positions", options->positions, positions, 3, &beyond));
-    TRY(with_model_device(command, options->device, precision == 1, options->threads, comm_node_size(with->comm),
-                          &with->ops));
+    TRY(open_device(command, options->device, precision == 1, options->threads, with->comm, &with->ops));
     struct loaded_options loaded = {.comm = with->comm,
                                     .teacher = options->teacher,
                                     .bf16 = precision == 1,

@@ -38,9 +38,4 @@ enum status with_model_open(const char *command, const struct model_options *opt
 /* Ends everything; returns the first failure, `status` before its own, and leaves the message to rank 0. */
 enum status with_model_close(struct with_model *with, enum status status);
 
-/* device_choose, the same bits whatever the number of threads. threads 0: what each of `ranks_here`
- * ranks on this machine may use. */
-enum status with_model_device(const char *command, const char *device, bool bf16, int64_t threads, int ranks_here,
-                              const struct ops **ops);
-
 #endif
