@@ -230,6 +230,13 @@ static void pause_between_polls(int idle_polls) {
     nanosleep(&(struct timespec){.tv_nsec = microseconds * 1000}, NULL);
 }
 
+/* It has ended. */
+static void retire(struct comm *comm, struct comm_operation *operation) {
+    unlink_operation(comm, operation);
+    operation->next = comm->idle;
+    comm->idle = operation;
+}
+
 static enum status finish(struct comm *comm, struct comm_operation *operation) {
     double begun_s = time_now_s();
     int idle_polls = 0;
@@ -249,9 +256,7 @@ static enum status finish(struct comm *comm, struct comm_operation *operation) {
             pause_between_polls(idle_polls);
         }
     }
-    unlink_operation(comm, operation);
-    operation->next = comm->idle;
-    comm->idle = operation;
+    retire(comm, operation);
     return STATUS_OK;
 }
 
@@ -277,6 +282,20 @@ enum status comm_end(struct comm *comm, struct comm_request *request) {
     struct comm_operation *operation = request->operation;
     request->operation = NULL;
     return operation ? finish(comm, operation) : STATUS_OK;
+}
+
+enum status comm_test(struct comm *comm, struct comm_request *request, bool *done) {
+    struct comm_operation *operation = request->operation;
+    bool moved = false;
+    *done = !operation;
+    if (!operation) return STATUS_OK;
+    TRY(refuse_after_fault(comm, operation->name));
+    const enum status status = comm->backend->poll(comm, operation, done, &moved);
+    if (status != STATUS_OK) return failed(comm, status);
+    if (!*done) return STATUS_OK;
+    retire(comm, operation);
+    request->operation = NULL;
+    return STATUS_OK;
 }
 
 void comm_progress(struct comm *comm) {

@@ -70,6 +70,8 @@ enum status comm_all_gather_start(struct comm *comm, struct tensor input, struct
                                   struct comm_request *request);
 /* Waits for it. A request that was not started, or has ended, is none: STATUS_OK. */
 enum status comm_end(struct comm *comm, struct comm_request *request);
+/* *done: it has ended, as comm_end would have it; no waiting. Of no request: true. */
+enum status comm_test(struct comm *comm, struct comm_request *request, bool *done);
 /* Lets what is under way go on, without waiting: bytes move only inside calls of this file. Faults show when a
  * collective is ended. */
 void comm_progress(struct comm *comm);

@@ -239,7 +239,9 @@ static void test_overlap(void **state) {
         if (k % 2 == 0) comm_progress(comm);
     }
     for (int step = 0; step < N; step++) {
-        ok(comm_end(comm, &requests[(step * 5 + 1 + rank) % N]));
+        struct comm_request *request = &requests[(step * 5 + 1 + rank) % N];
+        for (bool done = false; step % 2 == 0 && !done;) ok(comm_test(comm, request, &done));
+        ok(comm_end(comm, request));
         comm_progress(comm);
     }
     for (int k = 0; k < N; k++) {
