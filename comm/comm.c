@@ -292,6 +292,7 @@ enum status comm_test(struct comm *comm, struct comm_request *request, bool *don
     TRY(refuse_after_fault(comm, operation->name));
     const enum status status = comm->backend->poll(comm, operation, done, &moved);
     if (status != STATUS_OK) return failed(comm, status);
+    poll_others(comm, operation); /* another rank may wait for one of them */
     if (!*done) return STATUS_OK;
     retire(comm, operation);
     request->operation = NULL;
