@@ -267,8 +267,8 @@ static enum status return_bucket(struct gradients *g, int64_t place) {
 enum status gradients_return_values(struct gradients *g) {
     const struct params *params = g->params;
     if (g->count == 0 || !params->division.zero) return STATUS_OK;
-    for (int64_t place = 0; place < g->count; place++) TRY(return_bucket(g, place));
-    for (int64_t place = 0; place < g->count; place++) {
+    for (int64_t place = 0, begun = 0; place < g->count; place++) {
+        for (; begun < g->count && begun - place < g->window; begun++) TRY(return_bucket(g, begun));
         const struct bucket *bucket = bucket_at(g, place);
         if (g->carrier) TRY(comm_end(g->carrier, &g->requests[place][0]));
         const struct tensor whole = whole_bucket(params, bucket);
