@@ -52,6 +52,7 @@ static enum status open_gpus(struct with_run *with) {
     TRY(comm_all_reduce(with->comm, tensor_1d(&streams, DTYPE_I64, 1), COMM_SUM));
     if (streams < comm_size(with->comm)) return STATUS_OK;
     const enum status status = comm_open_nccl(with->comm, with->ops->stream(with->ops), &with->gpu);
+    if (status == STATUS_OK) log_line("comm     gradients travel over %s", comm_describe(with->gpu));
     if (status != STATUS_NOT_FOUND) return status;
     log_line("comm     %s: gradients go through the host", error_message());
     error_clear();
