@@ -17,6 +17,7 @@ static const double MIB = 1024.0 * 1024.0;
 
 /* --- GPUs ------------------------------------------------------------------------------------------------------- */
 
+/* Must be asked before a message is set that is still wanted. */
 static int gpus_here(void) {
     char **paths = NULL;
     size_t count = 0;
@@ -25,8 +26,8 @@ static int gpus_here(void) {
     return (int)count;
 }
 
-static void no_gpu(const struct doctor *d, struct finding *f, enum status status) {
-    const int there = gpus_here();
+/* there: GPUs that this machine has all the same. */
+static void no_gpu(const struct doctor *d, struct finding *f, enum status status, int there) {
     if (strcmp(d->device, "cuda") == 0) {
         finding_error(f, LEVEL_FAIL,
                       status == STATUS_USAGE
@@ -48,6 +49,7 @@ static void no_gpu(const struct doctor *d, struct finding *f, enum status status
 
 enum status doctor_gpu(struct doctor *d, struct finding *f) {
     const struct ops_options options = {.threads = 1, .node_rank = comm_node_rank(d->comm)};
+    const int there = gpus_here();
     int64_t with = 0;
     if (strcmp(d->device, "cpu") == 0) {
         finding_set(f, LEVEL_OK, "none wanted: device is cpu");
@@ -55,7 +57,7 @@ enum status doctor_gpu(struct doctor *d, struct finding *f) {
         const enum status status = ops_open("cuda-f32", &options, &d->ops);
         if (status != STATUS_OK) {
             d->ops = NULL;
-            no_gpu(d, f, status);
+            no_gpu(d, f, status, there);
         }
     }
     with = d->ops != NULL;

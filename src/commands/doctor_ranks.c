@@ -74,7 +74,7 @@ void doctor_find_launcher(struct doctor *d) {
         if (length < 0) return;
         path[length] = '\0';
         const char *slash = strrchr(path, '/');
-        snprintf(name, sizeof name, "%s", slash ? slash + 1 : path);
+        snprintf(name, sizeof name, "%.63s", slash ? slash + 1 : path);
         if (!is_launcher(name)) continue;
         snprintf(d->launcher, sizeof d->launcher, "%s", strcmp(name, "slurmstepd") == 0 ? "srun" : name);
         if (strcmp(name, "slurmstepd") == 0 || strcmp(name, "hydra_pmi_proxy") == 0) return;

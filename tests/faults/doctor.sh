@@ -44,6 +44,9 @@ row "two ranks" 0 '^ok +mpi +Open MPI .* of the same version; 2 ranks, 2 on this
 row "four ranks" 0 '^ok +locks +the trainer.s lock holds' ranks 4
 row "no fault" 0 '^ok +clock ' second none
 row "no GPU" 0 '^ok +(gpu|nccl) +(none|not needed)' one --device cpu
+if ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then
+    row "a GPU wanted" 1 '^FAIL +gpu +ranks 0-1 on .*(CUDA|GPU)' ranks 2 --device cuda
+fi
 row "nothing without a recipe" 0 '^squint ' one
 if [ -z "$only" ] && grep -q '^ok  *data' out.txt; then echo "data: a line without a recipe"; bad=$((bad + 1)); fi
 
