@@ -100,6 +100,14 @@ def broken(path, value):
     return job
 
 
+def mappings(value, path):
+    """The places of all mappings in `value`."""
+    if isinstance(value, dict):
+        yield path
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from mappings(child, path + [key])
+
+
 def refusals():
     worker = ["spec", "mpiReplicaSpecs", "Worker"]
     launcher = ["spec", "mpiReplicaSpecs", "Launcher"]
@@ -140,6 +148,12 @@ def refusals():
         found = fields(job) or sense(job)
         if not any(reason in text for text in found):
             faults.append(f"{'/'.join(map(str, path))} = {value!r}: expected to be refused because of {reason}, found {found or 'no fault'}")
+    for path in mappings(good, []):
+        if path and path[-1] in ("limits", "requests"):  # of anything that a cluster counts
+            continue
+        rows.append(path)
+        if not any("surplus" in text for text in fields(broken(path + ["surplus"], 1))):
+            faults.append(f"{'/'.join(map(str, path))}: an unknown key in it: expected to be refused, found no fault")
     try:
         yaml.load("spec: {a: 1, a: 2}", Loader)
         faults.append("a key that stands twice: expected to be refused")
