@@ -2,7 +2,7 @@
 # launch/slurm.sbatch under a real Slurm: munged, slurmctld and slurmd are started here, with a configuration of their own in a temporary
 # directory, and stopped at the end. Jobs of two CPU ranks are told to stop by a signal, by their time limit and by a preemption; each is
 # queued again, goes on, and comes to the same bits as a run that nobody disturbed. Wrong recipes and unfit machines end the job at once.
-#   SLURM_TEST_KEEP=1 keeps the directory and says where it is
+#   KEEP=1 keeps the directory and says where it is
 set -uo pipefail
 source=$(realpath "${SQUINT_SOURCE:-.}")
 squint=$(realpath "${SQUINT:-build/release/squint}")
@@ -24,13 +24,14 @@ clean() {
         kill -KILL "$pid" 2>/dev/null
     done
     for pid in "${services[@]}"; do kill -KILL "$pid" 2>/dev/null; done # had they not come to writing their pid
-    if [ -n "${SLURM_TEST_KEEP:-}" ]; then echo "kept: $work"; else rm -rf "$work"; fi
+    if [ -n "${KEEP:-}" ]; then echo "kept: $work"; else rm -rf "$work"; fi
 }
 trap clean EXIT
 trap 'exit 1' INT TERM
 cd "$work" || exit 1
 export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive TMPDIR=$work
 export OMPI_MCA_rmaps_base_oversubscribe=1 SQUINT=$squint
+unset DOCTOR "${!SLURM_@}"
 
 # --- a corpus, a recipe, runs that nobody disturbs ------------------------------------------------------------------------------------------
 cat >lm.yaml <<'Y'
@@ -152,32 +153,32 @@ wrong=$(submit -- lm.yaml --run=wrong --train.clop=1)
 exec 9>lock && flock 9 && mkdir unfit && ln lock unfit/lock
 unfit=$(submit -- lm.yaml --run=unfit)
 
-check "signal: training" await 20 "steps" trains signal 40
+check "signal: training" await 60 "steps" trains signal 40
 check "signal: USR1 to the script" scancel --signal=USR1 --batch "$signal"
-check "signal: queued again and done" ended "$signal" 30 COMPLETED 0:0 2
+check "signal: queued again and done" ended "$signal" 90 COMPLETED 0:0 2
 check "signal: the log says why" logged "$signal" "told to stop by SIGUSR1: saving"
 check "signal: the same bits as undisturbed" "$compare" straight signal 0 200
-check "wrong recipe: ends with its exit code" ended "$wrong" 20 FAILED 2:0 1
+check "wrong recipe: ends with its exit code" ended "$wrong" 60 FAILED 2:0 1
 check "wrong recipe: nothing written" test ! -e wrong
-check "unfit: the doctor stops it" ended "$unfit" 20 FAILED 1:0 1
+check "unfit: the doctor stops it" ended "$unfit" 60 FAILED 1:0 1
 check "unfit: and says what is wrong" logged "$unfit" "FAIL .*another job"
 check "unfit: nothing trained" test ! -e unfit/metrics.jsonl
 exec 9>&-
 
 # 4. Another job needs the node: the signal comes as the grace time begins.
 preempted=$(submit -- lm.yaml --run=preempted)
-check "preemption: training" await 20 "steps" trains preempted 40
+check "preemption: training" await 60 "steps" trains preempted 40
 urgent=$(sbatch --parsable --partition=high --nodes=1 --ntasks=6 --output=urgent.log --wrap "sleep 1")
-check "preemption: the other job runs" await 30 "the other job" is_over "$urgent"
-check "preemption: queued again and done" ended "$preempted" 40 COMPLETED 0:0 2
+check "preemption: the other job runs" await 60 "the other job" is_over "$urgent"
+check "preemption: queued again and done" ended "$preempted" 90 COMPLETED 0:0 2
 check "preemption: the same bits as undisturbed" "$compare" straight preempted 0 200
 
-check "time limit: a signal of its own" await 45 "the log" logged "$limit" "told to stop by SIGUSR1: saving"
+check "time limit: a signal of its own" await 70 "the log" logged "$limit" "told to stop by SIGUSR1: saving"
 check "time limit: saved" await 20 "the end of the save" logged "$limit" "saved, and queued again"
 check "time limit: longer from now on" scontrol update "jobid=$limit" timelimit=30
-check "time limit: queued again" await 20 "the second start" logged "$limit" "start 2: 2 ranks"
+check "time limit: queued again" await 60 "the second start" logged "$limit" "start 2: 2 ranks"
 again() { trains limit $(($1 + 5)); }
-check "time limit: goes on" await 20 "further steps" again "$(steps limit)"
+check "time limit: goes on" await 60 "further steps" again "$(steps limit)"
 check "time limit: cancelled by its owner" scancel "$limit"
 check "time limit: cancelled is not queued again" ended "$limit" 30 CANCELLED 75:0 2
 check "time limit: saved all the same" logged "$limit" "not queued again from here"
