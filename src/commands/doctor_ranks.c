@@ -149,9 +149,9 @@ enum status doctor_mpi(struct doctor *d, struct finding *f) {
                     comm_describe(d->comm));
         finding_fix(f, "put the library's own mpirun first on PATH, on every machine");
     }
-    if (d->size > 1 && d->hosts_seen > 1 && here * d->hosts_seen != d->size) {
-        finding_set(f, LEVEL_WARN, "%d ranks on %s, %g on a host on average: the most crowded host sets the pace", here,
-                    mine, (double)d->size / d->hosts_seen);
+    if (here * d->hosts_seen > d->size) {
+        finding_set(f, LEVEL_WARN, "%d ranks on %s, %.1f on a host on average: the most crowded one sets the pace",
+                    here, mine, (double)d->size / d->hosts_seen);
         finding_fix(f, "mpirun --map-by ppr:RANKS:node, and as many slots for every machine in the host file");
     }
     if (d->size == 1 && !d->launcher[0]) {

@@ -104,6 +104,24 @@ row "HDF5 locks: advice" 1 '-> unset HDF5_USE_FILE_LOCKING' locking
 locking_works() { HDF5_USE_FILE_LOCKING=TRUE one; }
 row "HDF5 locks where there are some" 0 '^ok +hdf5 .*HDF5_USE_FILE_LOCKING is TRUE' locking_works
 
+# --- two hosts: mpirun reaches the second by a stand-in for ssh, which gives it a name of its own -------------------------------------------
+cat >agent <<'S'
+#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+exec unshare --uts bash -c 'hostname "$0"; exec bash -c "$1"' "$1" "${*:2}"
+S
+chmod +x agent
+hosts() { "${launch[@]}" --mca plm_rsh_agent "$work/agent" --host "$(hostname):2,nodeb:2" -np 1 "$squint" doctor : "$@"; }
+if unshare --uts true 2>/dev/null; then
+    row "two hosts" 0 '^squint .*: 2 ranks on 2 hosts$' hosts --host nodeb -np 1 "$squint" doctor
+    row "two hosts, the launcher" 0 '^ok +mpi +Open MPI .* of the same version; 2 ranks, 1 on this host' hosts --host nodeb -np 1 "$squint" doctor
+    row "two hosts, a clock" 0 "^warn +clock +rank 1 on nodeb: .*7\.0 s ahead of rank 0's on $(hostname)" \
+        hosts --host nodeb -np 1 -x LD_PRELOAD="$faults" -x DOCTOR_FAULT=clock "$squint" doctor
+    row "two hosts, one crowded" 0 '^warn +mpi +ranks 1-2 on nodeb: 2 ranks on nodeb, 1.5 on a host' hosts --host nodeb -np 2 "$squint" doctor
+else
+    echo "left out: two hosts, for this machine gives no host name of one's own"
+fi
+
 # --- directories --------------------------------------------------------------------------------------------------------------------------
 echo text >file
 row "the run's directory is a file" 1 '^FAIL +disk +.*file: is not a directory' one --run file
