@@ -216,11 +216,11 @@ static enum status run_all(struct doctor *d, bool json) {
 /* Options and recipe, on every rank alike. `words` and `overrides` are the caller's to free. */
 static enum status read_options(int argc, char **argv, struct doctor *d, struct config *config,
                                 struct option_list *words, struct option_list *overrides, bool *json) {
-    const char *resume = NULL; /* of `squint train`, whose words may be given as they are */
+    const char *resume = NULL; /* this and dry: of `squint train`, whose words may be given as they are */
+    bool dry = false;
     const struct option table[] = {
-        {"run", OPTION_TEXT, &d->run, 0, 0},
-        {"device", OPTION_TEXT, &d->device, 0, 0},
-        {"resume", OPTION_TEXT, &resume, 0, 0},
+        {"run", OPTION_TEXT, &d->run, 0, 0},    {"device", OPTION_TEXT, &d->device, 0, 0},
+        {"resume", OPTION_TEXT, &resume, 0, 0}, {"dry-run", OPTION_FLAG, &dry, 0, 0},
         {"json", OPTION_FLAG, json, 0, 0},
     };
     TRY(options_read(argc, argv, table, sizeof table / sizeof *table, words, overrides));

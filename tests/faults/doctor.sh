@@ -150,7 +150,7 @@ row "no data" 1 '^FAIL +data +.*c-train-\*\.h5' one lm.yaml
 echo shard >c-train-0.h5
 echo shard >c-valid-0.h5
 row "data" 0 '^ok +data +2 shards' ranks 2 lm.yaml
-row "the words of train" 0 '^ok +data ' one lm.yaml --stages.lm.steps=3 --run=used --resume never
+row "the words of train" 0 '^ok +data ' one lm.yaml --stages.lm.steps=3 --run=used --resume never --dry-run
 row "no tokenizer" 1 '^FAIL +data +tokenizer: tok is not here' one lm.yaml --tokenizer=tok
 cp lm.yaml c-train-0.h5 elsewhere
 row "data on one machine only" 1 '^FAIL +data +rank 1 on .*c-valid' \
