@@ -5,6 +5,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifndef SQUINT_WITH_CUDA
+#define SQUINT_WITH_CUDA 0
+#endif
+
 static void print_help(FILE *stream) {
     fprintf(stream, "squint %s: distil a language model that attends to everything into one that attends to little\n\n"
                     "usage: squint COMMAND [options]      squint COMMAND --help\n\n", SQUINT_VERSION);
@@ -24,7 +28,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("squint %s\n", SQUINT_VERSION);
+        printf("squint %s, %s CUDA\n", SQUINT_VERSION, SQUINT_WITH_CUDA ? "with" : "without"); /* launch/local reads this */
         return 0;
     }
     for (int i = 0; command_table[i]; i++) {

@@ -5,6 +5,7 @@
 #include "commands/command.h"
 
 extern const struct command command_corpus;
+extern const struct command command_doctor;
 extern const struct command command_plan;
 extern const struct command command_prep;
 extern const struct command command_tokenizer;

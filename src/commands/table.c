@@ -15,5 +15,6 @@ const struct command *const command_table[] = {
     &command_allocate,
     &command_export,
     &command_bench,
+    &command_doctor,
     NULL,
 };
