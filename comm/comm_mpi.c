@@ -28,10 +28,13 @@ int dlclose(void *handle) {
 }
 #endif
 
+enum { HOST_BYTES = 64 };
+
 struct mpi {
     MPI_Comm world;
     uint32_t tag_count; /* tags go round below this */
     uint32_t next_tag;
+    char (*hosts)[HOST_BYTES]; /* of every rank; NULL: all are on one machine */
 };
 
 /* The transfers of an operation: requests[i] with rank peers[i]. */
@@ -44,10 +47,10 @@ struct transfers {
 };
 
 static enum status mpi_failure(const struct comm *comm, const char *name, int code) {
-    char text[MPI_MAX_ERROR_STRING] = "unknown error";
+    char text[MPI_MAX_ERROR_STRING] = "unknown error", where[96];
     int length = 0;
     MPI_Error_string(code, text, &length);
-    return error_set(STATUS_COMM, "rank %d: %s: %s", comm->rank, name, text);
+    return error_set(STATUS_COMM, "rank %d: %s: %s", comm->rank, comm_place(comm, name, where), text);
 }
 
 #define TRY_MPI(comm, name, call)                                                                                      \
@@ -304,11 +307,29 @@ static enum status next_phase(struct comm *comm, struct comm_operation *operatio
 static enum status check_length(const struct comm *comm, const struct comm_operation *operation, int outcome) {
     const struct transfers *transfers = operation->messages;
     int message = transfers->completed[outcome], peer = transfers->peers[message], found = 0;
+    char where[96];
     if (peer < 0) return STATUS_OK;
     TRY_MPI(comm, operation->name, MPI_Get_count(&transfers->statuses[outcome], MPI_BYTE, &found));
     if (found == transfers->bytes[message]) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank, operation->name,
-                     transfers->bytes[message], peer, found);
+    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank,
+                     comm_place(comm, operation->name, where), transfers->bytes[message], peer, found);
+}
+
+/* MPI_Testsome's own code says only that one of them failed. */
+static enum status transfer_failure(const struct comm *comm, const struct comm_operation *operation, int completed,
+                                    int code) {
+    const struct transfers *transfers = operation->messages;
+    char text[MPI_MAX_ERROR_STRING] = "unknown error", where[96];
+    int length = 0;
+    for (int i = 0; code == MPI_ERR_IN_STATUS && i < completed; i++) {
+        int error = transfers->statuses[i].MPI_ERROR, peer = transfers->peers[transfers->completed[i]];
+        if (error == MPI_SUCCESS || error == MPI_ERR_PENDING) continue;
+        MPI_Error_string(error, text, &length);
+        return error_set(STATUS_COMM, "rank %d: %s: what %s rank %d: %s", comm->rank,
+                         comm_place(comm, operation->name, where), peer < 0 ? "goes to" : "comes from",
+                         peer < 0 ? -1 - peer : peer, text);
+    }
+    return mpi_failure(comm, operation->name, code);
 }
 
 static enum status mpi_poll(struct comm *comm, struct comm_operation *operation, bool *done, bool *moved) {
@@ -317,9 +338,9 @@ static enum status mpi_poll(struct comm *comm, struct comm_operation *operation,
         struct transfers *transfers = operation->messages;
         int outcome = MPI_UNDEFINED, all = 1;
         if (operation->message_count > 0) {
-            TRY_MPI(comm, operation->name,
-                    MPI_Testsome(operation->message_count, transfers->requests, &outcome, transfers->completed,
-                                 transfers->statuses));
+            int code = MPI_Testsome(operation->message_count, transfers->requests, &outcome, transfers->completed,
+                                    transfers->statuses);
+            if (code != MPI_SUCCESS) return transfer_failure(comm, operation, outcome, code);
             all = outcome == MPI_UNDEFINED;
             for (int i = 0; !all && i < outcome; i++) TRY(check_length(comm, operation, i));
         }
@@ -331,12 +352,12 @@ static enum status mpi_poll(struct comm *comm, struct comm_operation *operation,
     return STATUS_OK;
 }
 
-static void mpi_give_up(struct comm *comm, struct comm_operation *operation, char *text, size_t capacity) {
-    struct transfers *transfers = operation->messages;
+/* Who has not sent is late for certain; who has not taken what we sent matters when nobody else is to blame. */
+static void mpi_late(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity) {
+    const struct mpi *mpi = comm->state;
+    const struct transfers *transfers = operation->messages;
     size_t used = 0;
-    int named = 0;
-    text[0] = '\0';
-    /* Who has not sent is late for certain; who has not taken what we sent matters when nobody else is to blame. */
+    int named = 0, left_out = 0, before = -1;
     for (int sends = 0; sends < 2 && named == 0; sends++) {
         for (int rank = 0; rank < comm->size; rank++) {
             bool pending = false;
@@ -344,11 +365,24 @@ static void mpi_give_up(struct comm *comm, struct comm_operation *operation, cha
                 int peer = sends ? -1 - rank : rank;
                 if (transfers->peers[i] == peer && transfers->requests[i] != MPI_REQUEST_NULL) pending = true;
             }
-            if (!pending || used + 16 >= capacity) continue;
+            if (!pending) continue;
+            if (used + 2 * sizeof *mpi->hosts + 48 >= capacity) {
+                left_out++;
+                continue;
+            }
+            if (mpi->hosts && named && strcmp(mpi->hosts[before], mpi->hosts[rank]) != 0)
+                used += (size_t)snprintf(text + used, capacity - used, " on host %s", mpi->hosts[before]);
             used += (size_t)snprintf(text + used, capacity - used, "%s%d", named++ ? ", " : "rank ", rank);
+            before = rank;
         }
     }
-    if (named == 0) snprintf(text, capacity, "the other ranks");
+    if (named == 0) used = (size_t)snprintf(text, capacity, "the other ranks");
+    if (mpi->hosts && named) used += (size_t)snprintf(text + used, capacity - used, " on host %s", mpi->hosts[before]);
+    if (left_out) snprintf(text + used, capacity - used, " and %d more", left_out);
+}
+
+static void mpi_cancel(struct comm_operation *operation) {
+    struct transfers *transfers = operation->messages;
     for (int i = 0; i < operation->message_count; i++) {
         if (transfers->peers[i] >= 0 && transfers->requests[i] != MPI_REQUEST_NULL) MPI_Cancel(&transfers->requests[i]);
     }
@@ -378,6 +412,7 @@ static enum status mpi_close(struct comm *comm, bool faulted) {
         if (code != MPI_SUCCESS)
             status = error_set(STATUS_COMM, "rank %d: MPI does not end: code %d", comm->rank, code);
     }
+    free(mpi->hosts);
     free(mpi);
     comm->state = NULL;
     return status;
@@ -393,7 +428,8 @@ static void __attribute__((noreturn)) mpi_abort(struct comm *comm, int exit_code
 static const struct comm_backend mpi_backend = {
     .start = mpi_start,
     .poll = mpi_poll,
-    .give_up = mpi_give_up,
+    .late = mpi_late,
+    .cancel = mpi_cancel,
     .free_operation = mpi_free_operation,
     .close = mpi_close,
     .abort = mpi_abort,
@@ -408,6 +444,19 @@ static void describe(struct comm *comm) {
     char *version = strstr(text, " v");
     if (version) memmove(version + 1, version + 2, strlen(version + 2) + 1);
     snprintf(comm->description, sizeof comm->description, "%.*s", (int)sizeof comm->description - 1, text);
+}
+
+/* Which machine each rank is on, for messages. */
+static enum status gather_hosts(const struct comm *comm, struct mpi *mpi) {
+    char host[MPI_MAX_PROCESSOR_NAME] = "";
+    int length = 0;
+    if (comm->node_size == comm->size) return STATUS_OK;
+    TRY(memory_new((size_t)comm->size, sizeof *mpi->hosts, "the ranks' hosts", &mpi->hosts));
+    TRY_MPI(comm, "starting MPI", MPI_Get_processor_name(host, &length));
+    host[HOST_BYTES - 1] = '\0';
+    TRY_MPI(comm, "starting MPI",
+            MPI_Allgather(host, HOST_BYTES, MPI_CHAR, mpi->hosts, HOST_BYTES, MPI_CHAR, mpi->world));
+    return STATUS_OK;
 }
 
 static enum status describe_world(struct comm *comm, struct mpi *mpi) {
@@ -438,7 +487,9 @@ enum status comm_mpi_open(struct comm *comm) {
     int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
     enum status status = code == MPI_SUCCESS ? STATUS_OK : error_set(STATUS_COMM, "MPI does not start: code %d", code);
     if (status == STATUS_OK) status = describe_world(comm, mpi);
+    if (status == STATUS_OK) status = gather_hosts(comm, mpi);
     if (status != STATUS_OK) {
+        free(mpi->hosts);
         free(mpi);
         return status;
     }
