@@ -232,7 +232,7 @@ static void pause_between_polls(int idle_polls) {
 
 /* mpirun ends a job, because a rank has died or a machine is lost, by SIGTERM, and a second later by SIGKILL. Who waits
  * by then waits for the dead: mpirun names them, but neither the collective nor the step. */
-enum { ENDING_MS = 300 };
+enum { ENDING_MS = 200 };
 
 static void tell_when_ending(const struct comm *comm, const struct comm_operation *operation, double *since_s) {
     bool (*ending)(void) = comm->host ? comm->host->ending : comm->ending;
