@@ -1,7 +1,8 @@
 /* What a squint is linked with whose rank fails when it is told to (rank_faults.sh): the linker exchanges a few
  * functions (--wrap, CMakeLists.txt), and
  *   SQUINT_FAULT="HOW WHERE RANK STEP"
- * makes rank RANK in step STEP die (kill), stop (stop) or leave a collective out (skip):
+ * makes rank RANK in step STEP die (kill), stop (stop), leave a collective out (skip), or wait until there is a file
+ * $SQUINT_FAULT_MARK.done (wait), by when others have done some harm:
  *   load      before it reads its samples; skip: the reduction that counts their targets
  *   backward  between two operations of the backward pass; skip: the next collective
  *   reduce    when the gradients' reduction has begun; skip: that reduction
@@ -17,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 /* Of a step: two micro-steps of a GPT-2 with two layers, which has five norms. */
@@ -41,6 +43,12 @@ static void read_fault(void) {
     fault_step = step;
 }
 
+static void await_harm(const char *mark) {
+    char done[512];
+    snprintf(done, sizeof done, "%s.done", mark ? mark : "");
+    while (access(done, F_OK) != 0) nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
 static void strike(const char *here) {
     if (!mine || strcmp(here, where) != 0) return;
     mine = false;
@@ -49,6 +57,7 @@ static void strike(const char *here) {
     if (strcmp(how, "skip") == 0) skipping = true;
     if (strcmp(how, "kill") == 0) kill(getpid(), SIGKILL);
     if (strcmp(how, "stop") == 0) kill(getpid(), SIGSTOP);
+    if (strcmp(how, "wait") == 0) await_harm(mark);
 }
 
 static bool skips(void) {

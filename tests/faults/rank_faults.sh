@@ -35,17 +35,17 @@ said() { # what, pattern
 }
 
 fault() { # how, where, rank, step, run
-    local how=$1 where=$2 rank=$3 step=$4 left=0 code seconds collective='(all_reduce|all_gather)' whom="rank ([0-9], )?$3\b"
+    local how=$1 where=$2 rank=$3 step=$4 code=0 seconds collective='(all_reduce|all_gather)' whom="rank ([0-9], )?$3\b"
     rm -f mark
     # A SIGPIPE, a time-out of this test: nothing stays behind, for wait_job ends what it has started.
     SQUINT_FAULT="$how $where $rank $step" SQUINT_FAULT_MARK=$work/mark \
         "$tests/wait_job" $((deadline + 5)) mark mpirun -np 3 --oversubscribe "$tests/squint_rank_faults" train lm.yaml --run="$5" \
-        >gone.txt 2>output.txt || left=1
-    read -r code seconds <gone.txt
+        >gone.txt 2>output.txt || code=$?
+    seconds=$(<gone.txt)
     [ -e mark ] || { echo "the fault did not happen"; tail -n 3 output.txt; return 1; }
-    [ $left = 0 ] || { echo "left after $seconds s:"; grep "^wait_job" output.txt; return 1; }
-    [ "$code" != 0 ] && [ "$code" != 75 ] || { echo "expected a failure, found exit code $code"; return 1; }
-    case $where in load | reduce) collective=all_reduce ;; save) collective=all_gather ;; esac
+    [ $code != 124 ] || { echo "left after $seconds s:"; grep "^wait_job" output.txt; return 1; }
+    [ $code != 0 ] && [ $code != 75 ] || { echo "expected a failure, found exit code $code"; return 1; }
+    case $how-$where in *-load) collective=all_reduce ;; kill-save | stop-save) collective=all_gather ;; esac
     local place="^squint: rank [0-9]: $collective at step $step:"
     case $how in
     kill)

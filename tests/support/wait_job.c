@@ -1,11 +1,12 @@
 /* wait_job LIMIT_S MARK COMMAND...: runs a command and waits for it and for every process that comes from it, wherever
- * it has gone: one whose parent ends becomes this program's child. Prints one line, "CODE SECONDS": the command's exit
- * code (128 + n: signal n), and how long after the file MARK appeared the last process was gone (without MARK: after
- * the start). Processes that are there LIMIT_S seconds after MARK (without MARK: 90 s after the start) are named and
- * killed; exit code 1 then, else 0. */
+ * it has gone: one whose parent ends becomes this program's child. Prints one line, "SECONDS": how long after the file
+ * MARK appeared the last process was gone (without MARK: after the start). The exit code is the command's (128 + n:
+ * signal n). Processes that are there LIMIT_S seconds after MARK (without MARK: 90 s after the start) are named and
+ * killed; exit code 124 then. */
 #include <dirent.h>
 #include <errno.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { START_LIMIT_S = 90 };
+enum { START_LIMIT_S = 90, LEFT = 124 };
 
 static double now_s(void) {
     struct timespec now;
@@ -63,7 +64,8 @@ int main(int argc, char **argv) {
     if (argc < 4) return fprintf(stderr, "usage: wait_job LIMIT_S MARK COMMAND...\n"), 2;
     double limit_s = strtod(argv[1], NULL), begun_s = now_s();
     const char *mark = argv[2];
-    int code = -1, left = 0;
+    int code = -1;
+    bool left = false;
     prctl(PR_SET_CHILD_SUBREAPER, 1);
     pid_t command = fork();
     if (command == 0) {
@@ -79,11 +81,11 @@ int main(int argc, char **argv) {
         if (gone > 0) continue;
         double from_s = mark_s(mark, begun_s + START_LIMIT_S - limit_s);
         if (now_s() > from_s + limit_s) {
-            left = 1;
+            left = true;
             kill_descendants();
         }
         nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
     }
-    printf("%d %.2f\n", code, now_s() - mark_s(mark, begun_s));
-    return left;
+    printf("%.2f\n", now_s() - mark_s(mark, begun_s));
+    return left ? LEFT : code;
 }
