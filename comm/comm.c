@@ -148,11 +148,11 @@ static enum status check(const struct comm *comm, const char *name, struct tenso
     char shape[96], where[96];
     enum dtype type = data.dtype;
     bool known = !reduces || type == DTYPE_F32 || type == DTYPE_F64 || type == DTYPE_I32 || type == DTYPE_I64 ||
-                 (comm->host && type == DTYPE_BF16);
+                 type == DTYPE_BF16;
     if (tensor_is_contiguous(data) && known) return STATUS_OK;
     tensor_describe(data, shape, sizeof shape);
     return error_set(STATUS_SHAPE, "%s: expected a contiguous tensor%s, found %s", comm_place(comm, name, where),
-                     reduces ? " of f32, f64, i32 or i64" : "", shape);
+                     reduces ? " of f32, f64, bf16, i32 or i64" : "", shape);
 }
 
 static enum status check_parts(const struct comm *comm, const char *name, struct tensor whole, struct tensor part) {
@@ -167,7 +167,8 @@ static enum status check_parts(const struct comm *comm, const char *name, struct
 static enum status refuse_after_fault(struct comm *comm, const char *name) {
     char where[96];
     if (!comm->faulted) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm->rank, comm_place(comm, name, where));
+    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm->rank,
+                     comm_place(comm, name, where));
 }
 
 static void unlink_operation(struct comm *comm, struct comm_operation *operation) {
@@ -178,7 +179,8 @@ static void unlink_operation(struct comm *comm, struct comm_operation *operation
     }
 }
 
-/* After a fault on the GPU's side the ranks still agree over the host's, where who is not there is not waited for a second time. */
+/* After a fault on the GPU's side the ranks still agree over the host's, where who is not there is not waited for a
+ * second time. */
 enum { AFTER_FAULT_S = 2 };
 
 static enum status failed(struct comm *comm, enum status status) {
@@ -255,6 +257,13 @@ static enum status give_up(struct comm *comm, struct comm_operation *operation) 
                                   comm_place(comm, operation->name, where), comm->deadline_s, whom));
 }
 
+/* It has ended. */
+static void retire(struct comm *comm, struct comm_operation *operation) {
+    unlink_operation(comm, operation);
+    operation->next = comm->idle;
+    comm->idle = operation;
+}
+
 static enum status finish(struct comm *comm, struct comm_operation *operation) {
     double begun_s = time_now_s(), ending_since_s = 0;
     int idle_polls = 0;
@@ -270,9 +279,7 @@ static enum status finish(struct comm *comm, struct comm_operation *operation) {
             pause_between_polls(idle_polls);
         }
     }
-    unlink_operation(comm, operation);
-    operation->next = comm->idle;
-    comm->idle = operation;
+    retire(comm, operation);
     return STATUS_OK;
 }
 
@@ -284,57 +291,100 @@ static enum status run(struct comm *comm, const struct comm_operation *descripti
 
 /* --- the collectives -------------------------------------------------------------------------------------------- */
 
-enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
-                                  struct comm_request *request) {
+/* Starts it, unless there is nothing to do: one rank, or no elements. */
+static enum status start_request(struct comm *comm, const struct comm_operation *description,
+                                 struct comm_request *request) {
     struct comm_operation *operation = NULL;
-    *request = (struct comm_request){{NULL, NULL}};
-    TRY(check(comm, "all_reduce", data, true));
-    if (!comm->backend || tensor_count(data) == 0) return refuse_after_fault(comm, "all_reduce");
-    TRY(start(
-        comm,
-        &(struct comm_operation){.collective = COMM_ALL_REDUCE, .name = "all_reduce", .reduce = reduce, .output = data},
-        &operation));
-    request->handle[0] = operation;
+    if (!comm->backend || tensor_count(description->output) == 0) return refuse_after_fault(comm, description->name);
+    TRY(start(comm, description, &operation));
+    request->operation = operation;
     return STATUS_OK;
 }
 
-enum status comm_all_reduce_end(struct comm *comm, struct comm_request *request) {
-    struct comm_operation *operation = request->handle[0];
-    request->handle[0] = NULL;
+enum status comm_end(struct comm *comm, struct comm_request *request) {
+    struct comm_operation *operation = request->operation;
+    request->operation = NULL;
     return operation ? finish(comm, operation) : STATUS_OK;
+}
+
+enum status comm_test(struct comm *comm, struct comm_request *request, bool *done) {
+    struct comm_operation *operation = request->operation;
+    bool moved = false;
+    *done = !operation;
+    if (!operation) return STATUS_OK;
+    TRY(refuse_after_fault(comm, operation->name));
+    const enum status status = comm->backend->poll(comm, operation, done, &moved);
+    if (status != STATUS_OK) return failed(comm, status);
+    poll_others(comm, operation); /* another rank may wait for one of them */
+    if (!*done) return STATUS_OK;
+    retire(comm, operation);
+    request->operation = NULL;
+    return STATUS_OK;
+}
+
+void comm_progress(struct comm *comm) {
+    if (!comm->faulted) poll_others(comm, NULL);
+}
+
+enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
+                                  struct comm_request *request) {
+    *request = (struct comm_request){NULL};
+    TRY(check(comm, "all_reduce", data, true));
+    return start_request(
+        comm,
+        &(struct comm_operation){.collective = COMM_ALL_REDUCE, .name = "all_reduce", .reduce = reduce, .output = data},
+        request);
 }
 
 enum status comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce) {
     struct comm_request request;
     TRY(comm_all_reduce_start(comm, data, reduce, &request));
-    return comm_all_reduce_end(comm, &request);
+    return comm_end(comm, &request);
 }
 
-/* One rank, or nothing to send: `output` becomes `input`. */
-static enum status copy_alone(struct comm *comm, const char *name, struct tensor input, struct tensor output) {
-    if (tensor_count(output) > 0) memcpy(output.data, input.data, tensor_bytes(output));
-    return refuse_after_fault(comm, name);
+/* One rank: `output` becomes `input`, unless it lies there already. */
+static void copy_alone(const struct comm *comm, struct tensor input, struct tensor output) {
+    if (!comm->backend && tensor_count(output) > 0) memmove(output.data, input.data, tensor_bytes(output));
 }
 
-enum status comm_reduce_scatter(struct comm *comm, struct tensor input, struct tensor output, enum comm_reduce reduce) {
+enum status comm_reduce_scatter_start(struct comm *comm, struct tensor input, struct tensor output,
+                                      enum comm_reduce reduce, struct comm_request *request) {
     const char *name = "reduce_scatter";
+    *request = (struct comm_request){NULL};
     TRY(check(comm, name, input, true));
     TRY(check(comm, name, output, true));
     TRY(check_parts(comm, name, input, output));
-    if (!comm->backend || tensor_count(output) == 0) return copy_alone(comm, name, input, output);
-    return run(
-        comm, &(struct comm_operation){
-                  .collective = COMM_REDUCE_SCATTER, .name = name, .reduce = reduce, .input = input, .output = output});
+    copy_alone(comm, input, output);
+    return start_request(
+        comm,
+        &(struct comm_operation){
+            .collective = COMM_REDUCE_SCATTER, .name = name, .reduce = reduce, .input = input, .output = output},
+        request);
 }
 
-enum status comm_all_gather(struct comm *comm, struct tensor input, struct tensor output) {
+enum status comm_reduce_scatter(struct comm *comm, struct tensor input, struct tensor output, enum comm_reduce reduce) {
+    struct comm_request request;
+    TRY(comm_reduce_scatter_start(comm, input, output, reduce, &request));
+    return comm_end(comm, &request);
+}
+
+enum status comm_all_gather_start(struct comm *comm, struct tensor input, struct tensor output,
+                                  struct comm_request *request) {
     const char *name = "all_gather";
+    *request = (struct comm_request){NULL};
     TRY(check(comm, name, input, false));
     TRY(check(comm, name, output, false));
     TRY(check_parts(comm, name, output, input));
-    if (!comm->backend || tensor_count(input) == 0) return copy_alone(comm, name, input, output);
-    return run(comm,
-               &(struct comm_operation){.collective = COMM_ALL_GATHER, .name = name, .input = input, .output = output});
+    copy_alone(comm, input, output);
+    return start_request(
+        comm, &(struct comm_operation){.collective = COMM_ALL_GATHER, .name = name, .input = input, .output = output},
+        request);
+}
+
+enum status comm_all_gather(struct comm *comm, struct tensor input, struct tensor output) {
+    struct comm_request request;
+    TRY(comm_all_gather_start(comm, input, output, &request));
+    return comm_end(comm, &request);
 }
 
 static enum status check_rank(const struct comm *comm, const char *name, int rank) {

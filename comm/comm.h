@@ -24,11 +24,12 @@ enum status comm_open(const struct comm_options *options, struct comm **comm);
 /* A communicator of one rank without MPI: every collective is a copy or nothing. For commands that never run in
  * parallel and for tests. */
 enum status comm_open_single(struct comm **comm);
-/* Collectives over NCCL among the ranks of `host`, on memory of this rank's GPU. stream: the one that the table's operations run on
- * (cudaStream_t): a collective sees what was started on it before; what is started on it after the collective's end sees the result. BF16
- * is summed too. `host` stays open for longer: scan, barrier and agree go over it. One rank is no special case: NCCL is asked.
- * STATUS_NOT_FOUND: this build or this machine has no NCCL, or one before 2.19; STATUS_FAILED: the ranks have different ones.
- * STATUS_USAGE: two ranks on one GPU, which NCCL cannot do or was not told to. Every rank gets the same status. */
+/* Collectives over NCCL among the ranks of `host`, on memory of this rank's GPU. stream: the one that the table's
+ * operations run on (cudaStream_t): a collective sees what was started on it before; what is started on it after the
+ * collective's end sees the result. BF16 is summed too. `host` stays open for longer: scan, barrier and agree go over
+ * it. One rank is no special case: NCCL is asked. STATUS_NOT_FOUND: this build or this machine has no NCCL, or one
+ * before 2.19; STATUS_FAILED: the ranks have different ones. STATUS_USAGE: two ranks on one GPU, which NCCL cannot do
+ * or was not told to. Every rank gets the same status. */
 enum status comm_open_nccl(struct comm *host, void *stream, struct comm **comm);
 /* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
 enum status comm_close(struct comm **comm);
@@ -44,12 +45,13 @@ int comm_memory_ranks(const struct comm *comm);
 const char *comm_describe(const struct comm *comm);  /* e.g. "Open MPI 4.1.4" */
 void comm_set_step(struct comm *comm, int64_t step); /* named in messages */
 
-/* Element-wise over the ranks, in place. data: contiguous, any length, F32, F64, I32, I64 (or U8 for broadcast and
- * gather). The result has the same bits on every rank. */
+/* Element-wise over the ranks, in place. data: contiguous, any length, F32, F64, I32, I64, BF16 (for broadcast and
+ * gather any dtype). The result has the same bits on every rank. */
 enum status comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce);
-/* input: size·n elements, output: n; rank r gets the reduced r-th part. No overlap. */
+/* input: size·n elements, output: n; rank r gets the reduced r-th part. output may be the input's own r-th part, else
+ * nothing overlaps; the other parts of input keep their values. */
 enum status comm_reduce_scatter(struct comm *comm, struct tensor input, struct tensor output, enum comm_reduce reduce);
-/* input: n elements, output: size·n, in rank order. No overlap. */
+/* input: n elements, output: size·n, in rank order. input may be the output's own part, else nothing overlaps. */
 enum status comm_all_gather(struct comm *comm, struct tensor input, struct tensor output);
 enum status comm_broadcast(struct comm *comm, struct tensor data, int root);
 /* Sends to rank `to` and receives from rank `from` at once; either may be -1 for nobody. */
@@ -59,14 +61,24 @@ enum status comm_exclusive_scan(struct comm *comm, int64_t *value);
 /* Ends when every rank is there, or at the deadline. */
 enum status comm_barrier(struct comm *comm);
 
-/* A reduction that runs while the caller works. Start in the same order on every rank, end each before its data is
- * read. */
+/* Collectives that run while the caller works, otherwise as their namesakes. Started in the same order on every rank;
+ * each is ended, in any order, before its data is read or written. */
 struct comm_request {
-    void *handle[2];
+    void *operation;
 };
 enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
                                   struct comm_request *request);
-enum status comm_all_reduce_end(struct comm *comm, struct comm_request *request);
+enum status comm_reduce_scatter_start(struct comm *comm, struct tensor input, struct tensor output,
+                                      enum comm_reduce reduce, struct comm_request *request);
+enum status comm_all_gather_start(struct comm *comm, struct tensor input, struct tensor output,
+                                  struct comm_request *request);
+/* Waits for it. A request that was not started, or has ended, is none: STATUS_OK. */
+enum status comm_end(struct comm *comm, struct comm_request *request);
+/* *done: it has ended, as comm_end would have it; no waiting. Of no request: true. */
+enum status comm_test(struct comm *comm, struct comm_request *request, bool *done);
+/* Lets what is under way go on, without waiting: bytes move only inside calls of this file. Faults show when a
+ * collective is ended. */
+void comm_progress(struct comm *comm);
 
 /* Every rank passes its own status; every rank gets the worst of all. The message of the lowest rank that had the worst
  * one is set on every rank that had none, behind "rank N: ". */

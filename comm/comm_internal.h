@@ -71,7 +71,7 @@ enum status comm_mpi_open(struct comm *comm);
 
 /* output[i] = sources[0][i] ∘ sources[1][i] ∘ …, always in this order, so that the bits depend neither on the algorithm
  * nor on how a tensor is cut into pieces. Output may be one of the sources. A NaN in any source gives NaN, also for
- * COMM_MAX and COMM_MIN. dtype: F32, F64, I32, I64. */
+ * COMM_MAX and COMM_MIN. dtype: F32, F64, I32, I64, BF16 (combined in single precision, rounded once). */
 void comm_reduce_sources(enum dtype dtype, enum comm_reduce reduce, int64_t count, int source_count,
                          const void *const *sources, void *output);
 

@@ -244,6 +244,7 @@ static enum status mpi_start(struct comm *comm, struct comm_operation *operation
     operation->message_count = 0;
     operation->phase = PHASE_ONLY;
     size_t bytes = tensor_bytes(operation->output);
+    char *own;
     switch (operation->collective) {
     case COMM_ALL_REDUCE:
         if (bytes > comm->direct_bytes) return post_parts(comm, operation);
@@ -254,7 +255,8 @@ static enum status mpi_start(struct comm *comm, struct comm_operation *operation
         return post_parts(comm, operation);
     case COMM_ALL_GATHER:
         bytes = tensor_bytes(operation->input);
-        memcpy((char *)operation->output.data + bytes * (size_t)comm->rank, operation->input.data, bytes);
+        own = (char *)operation->output.data + bytes * (size_t)comm->rank;
+        if (own != operation->input.data) memcpy(own, operation->input.data, bytes);
         return post_exchange(comm, operation, operation->input.data, bytes, true);
     case COMM_BROADCAST:
         return post_broadcast(comm, operation, true);

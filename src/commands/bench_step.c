@@ -9,6 +9,7 @@
 #include "commands/device.h"
 #include "eval/bench_layer.h"
 #include "io/shard.h"
+#include "params/division.h"
 #include "train/run.h"
 #include "train/stage.h"
 
@@ -93,6 +94,7 @@ static enum status make_models(struct bench *bench, int64_t *trained) {
     TRY(model_initialise(&bench->teacher, 1));
     TRY(model_student(&bench->teacher, "bench step", bench->config.attention, bench->config.attention_count,
                       stage->train, stage->train_count, true, 1, &bench->student));
+    TRY(params_divide(&bench->student.params, &(struct division_options){.size = 1}));
     return params_train(&bench->student.params, stage->train, stage->train_count, trained);
 }
 
@@ -112,7 +114,7 @@ static enum status open_bench(struct bench *bench, struct bench_step_result *res
     TRY(batches_start(&bench->batches, 0, o->length));
     const struct config_stage *stage = &bench->config.stages[0];
     const struct stage_choice choice = stage_choice_of(&bench->config);
-    TRY(stage_measure(&choice, stage, &bench->teacher, &bench->student, o->batch, 0, &bench->memory));
+    TRY(stage_measure(&choice, stage, &bench->teacher, &bench->student, o->batch, 0, 0, &bench->memory));
     bench->distill = (struct distill){.config = &bench->config,
                                       .stage = stage,
                                       .teacher = &bench->teacher,

@@ -195,12 +195,6 @@ enum status config_check(const struct config *config) {
                          "%s: parallel.context: this version has no context parallelism; expected 1, found %lld",
                          config->path, (long long)config->parallel.context);
     }
-    if (config->parallel.zero) {
-        return error_set(STATUS_USAGE,
-                         "%s: parallel.zero: this version does not divide the optimizer's state; expected false, "
-                         "found true",
-                         config->path);
-    }
     if (config->eval.every > 0 && config->valid_data_count == 0) {
         return error_set(STATUS_USAGE, "%s: eval.every %lld needs data.valid, found none", config->path,
                          (long long)config->eval.every);

@@ -12,6 +12,7 @@
 enum objective { OBJECTIVE_LM = 0, OBJECTIVE_ATTENTION, OBJECTIVE_KL };
 enum precision { PRECISION_FP32 = 0, PRECISION_BF16 };
 enum lr_decay { LR_COSINE = 0, LR_LINEAR, LR_CONSTANT };
+enum reduce { REDUCE_FP32 = 0, REDUCE_BF16 };
 enum recompute { RECOMPUTE_AUTO = 0, RECOMPUTE_NONE, RECOMPUTE_LAYER };
 
 /* One "key: value" that belongs to a kind. A scalar is one word, a list several; "window(32)" stays one word. */
@@ -72,7 +73,9 @@ struct config {
     } train;
     struct {
         int64_t context;
-        bool zero;
+        bool zero, overlap;
+        double bucket_mib;
+        enum reduce reduce;
     } parallel;
     struct {
         int64_t every, keep; /* steps; how many stay */

@@ -1,12 +1,15 @@
 /* The backward pass, and objective `attention`. No gradient is computed that nothing trained needs. */
 #include "model/internal.h"
 
-#include <stdlib.h>
-#include <string.h>
 
 static struct tensor grad_of(const struct param *row) { return row && row->trained ? row->grad : tensor_none(); }
 
 static bool trained(const struct param *row) { return row && row->trained; }
+
+/* An operation is done: whoever works beside the pass gets a turn. */
+static void give_turn(const struct plan *plan) {
+    if (plan->beside) plan->beside(plan->beside_user);
+}
 
 static enum status norm_gradient(const struct model *model, const struct param *weight, const struct param *bias,
                                  struct tensor dy, struct tensor x, struct tensor mean, struct tensor rstd,
@@ -28,12 +31,15 @@ static enum status mlp_backward(struct plan *plan, int64_t layer) {
     struct tensor d_up = model->config.type == MODEL_LLAMA ? s->pre : plan->d_h;
     /* Where h was not saved its memory is d_h, and down does not train. */
     TRY(linear_backward(model, &p->down, plan->d_x, s->h, tensor_none(), tensor_none(), plan->d_h));
+    give_turn(plan);
     if (model->config.type == MODEL_LLAMA) {
         TRY(ops->swiglu_backward(ops, plan->d_h, s->pre, d_up));
     } else {
         TRY(ops->gelu_backward(ops, plan->d_h, s->pre, d_up));
     }
+    give_turn(plan);
     TRY(linear_backward(model, &p->up, d_up, s->n2, tensor_none(), tensor_none(), plan->d_n));
+    give_turn(plan);
     TRY(norm_gradient(model, p->norm2, p->norm2_bias, plan->d_n, s->middle, s->mean2, s->rstd2, plan->d_x, false));
     return probe_look(plan, layer, "the MLP's gradient", plan->d_x);
 }
@@ -73,32 +79,29 @@ static enum status attention_backward(struct plan *plan, int64_t layer, bool inp
     const struct layer_params *p = &plan->params[layer];
     struct layer_saved *s = &plan->saved[layer];
     TRY(linear_backward(model, &p->out, plan->d_x, s->o, s->out_low, plan->d_low, plan->d_o));
+    give_turn(plan);
     bool through_norm = input_needed || trained(p->norm1) || trained(p->norm1_bias);
     bool reads_x = model->layers[layer].kind->reads_x && through_norm;
     struct attention_pass pass = attention_pass_of(plan, layer, s->n1, s->qkv, s->o);
     TRY(kind_backward(plan, layer, &pass, reads_x ? plan->d_kind : tensor_none()));
+    give_turn(plan);
     TRY(linear_backward(model, &p->qkv, plan->d_qkv, s->n1, s->qkv_low, plan->d_low,
                         through_norm ? plan->d_n : tensor_none()));
+    give_turn(plan);
     if (!through_norm) return STATUS_OK;
     if (reads_x) TRY(model->params.ops->add_scaled(model->params.ops, 1, plan->d_kind, plan->d_n));
     return norm_gradient(model, p->norm1, p->norm1_bias, plan->d_n, s->x, s->mean1, s->rstd1, plan->d_x, false);
 }
 
-/* The layer down to which a row needs the gradient: its own; 0 of embeddings and of rows that all layers share; `layers` of the
- * final norm and the head, which need none. */
-static int64_t layer_of(const struct param *row, int64_t layers) {
-    if (strncmp(row->name, "norm.", 5) == 0 || strncmp(row->name, "head.", 5) == 0) return layers;
-    return strncmp(row->name, "h.", 2) == 0 ? strtoll(row->name + 2, NULL, 10) : 0;
-}
-
+/* The last layer that the pass has to come to. */
 static int64_t lowest_trained(const struct model *model) {
     int64_t lowest = model->config.layers;
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *row = &model->params.rows[i];
-        int64_t layer = row->trained ? layer_of(row, model->config.layers) : lowest;
+        int64_t layer = row->trained ? params_layer(row) : lowest;
         if (layer < lowest) lowest = layer;
     }
-    return lowest;
+    return lowest > 0 ? lowest : 0;
 }
 
 /* One layer: gradient of the stream in plan->d_x, changed in place. */
@@ -106,28 +109,43 @@ static enum status layer_backward(struct plan *plan, int64_t layer, bool input_n
     /* The shared set still holds the last layer's forward pass. */
     if (plan->options.recompute && layer + 1 < plan->model->config.layers) {
         TRY(layer_forward(plan, layer, plan->saved[layer].x, tensor_none(), true, NULL));
+        give_turn(plan);
     }
     TRY(mlp_backward(plan, layer));
     return attention_backward(plan, layer, input_needed);
 }
 
-enum status model_backward(struct plan *plan, struct tensor d_hidden) {
+static enum status final_norm_backward(struct plan *plan, struct tensor d_hidden) {
+    const struct params *params = &plan->model->params;
+    TRY(probe_look(plan, -1, "the gradient that the head sends back", d_hidden));
+    return norm_gradient(plan->model, params_find(params, "norm.weight"), params_find(params, "norm.bias"), d_hidden, plan->final_x,
+                         plan->final_mean, plan->final_rstd, plan->d_x, true);
+}
+
+enum status model_backward_part(struct plan *plan, struct tensor d_hidden, int64_t above, int64_t lowest) {
     const struct model *model = plan->model;
     const struct params *params = &model->params;
     const struct param *wte = params_find(params, "wte"), *wpe = params_find(params, "wpe");
-    bool embeddings = trained(wte) || trained(wpe);
-    int64_t lowest = lowest_trained(model);
-    TRY(probe_look(plan, -1, "the gradient that the head sends back", d_hidden));
-    TRY(norm_gradient(model, params_find(params, "norm.weight"), params_find(params, "norm.bias"), d_hidden, plan->final_x,
-                      plan->final_mean, plan->final_rstd, plan->d_x, true));
-    for (int64_t l = model->config.layers - 1; l >= lowest; l--) {
-        enum status status = layer_backward(plan, l, embeddings || l > lowest);
+    const bool embeddings = trained(wte) || trained(wpe);
+    const int64_t layers = model->config.layers, last = lowest_trained(model);
+    if (above > layers) TRY(final_norm_backward(plan, d_hidden));
+    for (int64_t l = (above < layers ? above : layers) - 1; l >= (lowest > last ? lowest : last); l--) {
+        enum status status = layer_backward(plan, l, embeddings || l > last);
         if (status != STATUS_OK) return error_prefix(status, "layer %lld, backward", (long long)l);
     }
-    if (!embeddings) return STATUS_OK;
+    if (!embeddings || lowest >= 0) return STATUS_OK;
     struct embedding_backward embedding = {.ids = plan->ids, .positions = plan->positions, .dx = plan->d_x,
                                            .dtable = grad_of(wte), .dposition_table = grad_of(wpe)};
     return params->ops->embedding_backward(params->ops, &embedding);
+}
+
+enum status model_backward(struct plan *plan, struct tensor d_hidden) {
+    return model_backward_part(plan, d_hidden, PARAMS_TOP, -1);
+}
+
+void plan_set_beside(struct plan *plan, void (*beside)(void *user), void *user) {
+    plan->beside = beside;
+    plan->beside_user = user;
 }
 
 /* --- objective `attention` ---------------------------------------------------------------------------------------- */
@@ -142,7 +160,7 @@ static bool layer_learns(const struct plan *plan, int64_t layer) {
     const struct params *params = &plan->model->params;
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
-        if (row->trained && row->added && layer_of(row, plan->model->config.layers) <= layer) return true;
+        if (row->trained && row->added && params_layer(row) <= layer) return true;
     }
     return false;
 }

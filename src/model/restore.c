@@ -3,6 +3,7 @@
 
 #include "base/hash.h"
 #include "base/memory.h"
+#include "params/division.h"
 #include "params/values.h"
 
 #include <stdio.h>
@@ -12,12 +13,8 @@
 enum { PARTS = 3, ATTRIBUTES_MAX = 24, NAME_BYTES = 96 };
 static const char *const part_names[PARTS] = {"values", "m", "v"};
 
-static struct tensor part_of_row(const struct param *row, int part) {
-    return part == 0 ? row->value : part == 1 ? row->m : row->v;
-}
-
-static struct tensor part_of_block(const struct params *params, int part) {
-    return part == 0 ? params->values : part == 1 ? params->m : params->v;
+static struct tensor moment_of(const struct params *params, int part) {
+    return part == 1 ? params->m : params->v;
 }
 
 /* --- facts -------------------------------------------------------------------------------------------------------- */
@@ -90,9 +87,33 @@ static enum status check_all(const struct checkpoint *checkpoint, const char *pa
     return STATUS_OK;
 }
 
+static enum status restore_value(struct checkpoint *checkpoint, const struct params *params, struct param *row, const char *name,
+                                 char *host) {
+    const struct ops *ops = params->ops;
+    const int64_t count = tensor_count(row->value);
+    TRY(checkpoint_read(checkpoint, name, ops->parameter, 0, count, host));
+    if (row->value.dtype == DTYPE_BF16) row->read_hash = hash_bytes(host, (size_t)count * dtype_size(ops->parameter));
+    TRY(values_upload(ops, row->value, (float *)(void *)host));
+    return params_wrote(params, row);
+}
+
+/* What this rank keeps of the row's moment. */
+static enum status restore_moment(struct checkpoint *checkpoint, const struct params *params, const struct param *row, int part,
+                                  const char *name, char *host) {
+    const struct ops *ops = params->ops;
+    for (int64_t s = 0; s < params->division.span_count; s++) {
+        const struct span *span = &params->division.spans[s];
+        const int64_t row_end = row->offset + tensor_count(row->value), span_end = span->first + span->count;
+        const int64_t first = row->offset > span->first ? row->offset : span->first, end = row_end < span_end ? row_end : span_end;
+        if (first >= end) continue;
+        TRY(checkpoint_read(checkpoint, name, ops->parameter, first - row->offset, end - first, host));
+        TRY(ops->upload(ops, tensor_rows(moment_of(params, part), span->state + first - span->first, end - first), host));
+    }
+    return STATUS_OK;
+}
+
 enum status model_restore(struct checkpoint *checkpoint, const char *path, struct model *model, bool moments) {
     const struct params *params = &model->params;
-    const struct ops *ops = params->ops;
     enum status status = STATUS_OK;
     char name[NAME_BYTES];
     char *host = NULL;
@@ -101,15 +122,12 @@ enum status model_restore(struct checkpoint *checkpoint, const char *path, struc
     for (int64_t i = 0; i < params->count; i++) {
         struct param *row = &params->rows[i];
         for (int part = 0; part < parts && row->owned; part++) {
-            const struct tensor tensor = part_of_row(row, part);
-            const size_t bytes = (size_t)tensor_count(tensor) * dtype_size(ops->parameter);
             snprintf(name, sizeof name, "%s/%s", part_names[part], row->name);
-            TRY_GOTO(done, memory_grow(&host, bytes, 1, name));
-            TRY_GOTO(done, checkpoint_read(checkpoint, name, ops->parameter, 0, tensor_count(tensor), host));
-            if (tensor.dtype == DTYPE_BF16) row->read_hash = hash_bytes(host, bytes);
-            TRY_GOTO(done, values_upload(ops, tensor, (float *)(void *)host));
+            TRY_GOTO(done, memory_grow(&host, (size_t)tensor_count(row->value) * dtype_size(params->ops->parameter), 1, name));
+            status = part == 0 ? restore_value(checkpoint, params, row, name, host)
+                               : restore_moment(checkpoint, params, row, part, name, host);
+            if (status != STATUS_OK) goto done;
         }
-        if (row->owned) TRY_GOTO(done, params_wrote(params, row));
     }
 done:
     free(host);
@@ -123,7 +141,7 @@ struct slices {
     struct checkpoint_item *items;
     char (*names)[NAME_BYTES];
     size_t count;
-    char *host[PARTS]; /* copies of this rank's share; NULL where the device's memory is the host's */
+    char *host[PARTS]; /* copies of this rank's elements; NULL where the device's memory is the host's */
 };
 
 static void slices_free(struct slices *slices) {
@@ -132,36 +150,56 @@ static void slices_free(struct slices *slices) {
     free(slices->names);
 }
 
-/* The elements begin … end−1 of the owned blocks, cut at the rows. Every row is named, so that an empty share says so.
- */
-static enum status slices_make(const struct params *params, int64_t begin, int64_t end, struct slices *slices) {
+/* Copies what the span has of a part behind what is there; *data: where it is in the host's memory. */
+static enum status bring_span(const struct params *params, const struct span *span, int part, size_t *used, char *copy,
+                              const char **data) {
     const struct ops *ops = params->ops;
-    TRY(memory_new((size_t)params->count * PARTS, sizeof *slices->items, "a checkpoint's items", &slices->items));
-    TRY(memory_new((size_t)params->count * PARTS, sizeof *slices->names, "a checkpoint's names", &slices->names));
+    const struct tensor from = part == 0 ? span_elements(span, params->values) : span_state(span, moment_of(params, part));
+    *data = copy ? copy + *used : from.data;
+    if (!copy || span->count == 0) return STATUS_OK;
+    TRY(ops->download(ops, from, copy + *used));
+    *used += tensor_bytes(from);
+    return STATUS_OK;
+}
+
+/* The span's elements, in the host's memory at `data`, cut at the rows. */
+static void add_items(const struct params *params, const struct span *span, int part, const char *data, struct slices *slices) {
+    const int64_t begin = span->first, end = span->first + span->count;
+    for (int64_t i = 0; i < params->count; i++) {
+        const struct param *row = &params->rows[i];
+        if (!row->owned) continue;
+        int64_t row_end = row->offset + tensor_count(row->value);
+        int64_t first = row->offset > begin ? row->offset : begin, last = row_end < end ? row_end : end;
+        if (first >= last) continue;
+        char *name = slices->names[slices->count];
+        snprintf(name, NAME_BYTES, "%s/%s", part_names[part], row->name);
+        struct checkpoint_item *item = &slices->items[slices->count++];
+        *item = (struct checkpoint_item){.name = name,
+                                         .dtype = row->value.dtype,
+                                         .rank = row->rank,
+                                         .first = first - row->offset,
+                                         .count = last - first,
+                                         .data = data + (size_t)(first - begin) * dtype_size(row->value.dtype)};
+        memcpy(item->shape, row->shape, sizeof item->shape);
+    }
+}
+
+static enum status slices_make(const struct params *params, const struct span *spans, int64_t span_count, struct slices *slices) {
+    const size_t most = (size_t)(params->count + span_count) * PARTS;
+    int64_t elements = 0;
+    for (int64_t s = 0; s < span_count; s++) elements += spans[s].count;
+    TRY(memory_new(most, sizeof *slices->items, "a checkpoint's items", &slices->items));
+    TRY(memory_new(most, sizeof *slices->names, "a checkpoint's names", &slices->names));
     for (int part = 0; part < PARTS; part++) {
-        struct tensor share = tensor_rows(part_of_block(params, part), begin, end - begin);
-        const char *data = share.data;
-        if (!ops->host_memory && end > begin) {
-            TRY(memory_new(tensor_bytes(share), 1, "a checkpoint's copy", &slices->host[part]));
-            TRY(ops->download(ops, share, slices->host[part]));
-            data = slices->host[part];
+        size_t used = 0;
+        if (!params->ops->host_memory && elements > 0) {
+            const size_t bytes = (size_t)elements * dtype_size(params->ops->parameter);
+            TRY(memory_new(bytes, 1, "a checkpoint's copy", &slices->host[part]));
         }
-        for (int64_t i = 0; i < params->count; i++) {
-            const struct param *row = &params->rows[i];
-            if (!row->owned) continue;
-            int64_t row_end = row->offset + tensor_count(row->value);
-            int64_t first = row->offset > begin ? row->offset : begin, last = row_end < end ? row_end : end;
-            if (first >= last) continue;
-            char *name = slices->names[slices->count];
-            snprintf(name, NAME_BYTES, "%s/%s", part_names[part], row->name);
-            struct checkpoint_item *item = &slices->items[slices->count++];
-            *item = (struct checkpoint_item){.name = name,
-                                             .dtype = row->value.dtype,
-                                             .rank = row->rank,
-                                             .first = first - row->offset,
-                                             .count = last - first,
-                                             .data = data + (size_t)(first - begin) * dtype_size(row->value.dtype)};
-            memcpy(item->shape, row->shape, sizeof item->shape);
+        for (int64_t s = 0; s < span_count; s++) {
+            const char *data = NULL;
+            TRY(bring_span(params, &spans[s], part, &used, slices->host[part], &data));
+            add_items(params, &spans[s], part, data, slices);
         }
     }
     return STATUS_OK;
@@ -174,7 +212,10 @@ enum status model_save(struct comm *comm, const char *run_directory, int64_t ste
     struct checkpoint_attribute all[ATTRIBUTES_MAX];
     char hash[17];
     size_t count = 0;
-    int64_t elements = model->params.owned_elements, rank = comm_rank(comm), size = comm_size(comm);
+    const struct division *division = &model->params.division;
+    const int64_t elements = model->params.owned_elements, rank = comm_rank(comm), size = comm_size(comm);
+    const int64_t first = elements * rank / size, end = elements * (rank + 1) / size;
+    const struct span share = {.first = first, .count = end - first, .state = first};
     all[count++] = checkpoint_text("config", facts->config);
     all[count++] = checkpoint_text("stage", facts->stage);
     if (facts->teacher) {
@@ -183,7 +224,8 @@ enum status model_save(struct comm *comm, const char *run_directory, int64_t ste
         all[count++] = checkpoint_text("teacher_hash", hash);
     }
     for (size_t i = 0; i < attribute_count && count < ATTRIBUTES_MAX; i++) all[count++] = attributes[i];
-    enum status status = slices_make(&model->params, elements * rank / size, elements * (rank + 1) / size, &slices);
+    enum status status = slices_make(&model->params, division->zero ? division->spans : &share,
+                                     division->zero ? division->span_count : 1, &slices);
     status = comm_agree(comm, status);
     if (status == STATUS_OK)
         status = checkpoint_save(comm, run_directory, step, slices.items, slices.count, all, count);

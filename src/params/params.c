@@ -4,6 +4,7 @@
 #include "base/hash.h"
 #include "base/memory.h"
 #include "base/rng.h"
+#include "params/division.h"
 
 #include <fnmatch.h>
 #include <math.h>
@@ -104,7 +105,7 @@ enum status params_share(const struct params *teacher, struct params *params) {
         row->init_values = NULL;
         row->owned = row->trained = false;
         row->offset = -1;
-        row->grad = row->m = row->v = tensor_none();
+        row->grad = tensor_none();
     }
     return STATUS_OK;
 }
@@ -120,6 +121,7 @@ static void release_blocks(struct params *params) {
 void params_free(struct params *params) {
     if (!params) return;
     if (params->ops) release_blocks(params);
+    division_free(&params->division);
     if (params->extra) params->ops->release(params->ops, params->extra);
     for (int64_t i = 0; i < params->count; i++) free((void *)params->rows[i].init_values);
     free(params->rows);
@@ -148,6 +150,11 @@ int64_t params_elements(const struct params *params) {
 size_t params_bytes(const struct params *params) {
     return tensor_bytes(params->values) + tensor_bytes(params->workings) + tensor_bytes(params->grads) + tensor_bytes(params->m) +
            tensor_bytes(params->v);
+}
+
+int64_t params_layer(const struct param *row) {
+    if (strncmp(row->name, "norm.", 5) == 0 || strncmp(row->name, "head.", 5) == 0) return PARAMS_TOP;
+    return strncmp(row->name, "h.", 2) == 0 ? strtoll(row->name + 2, NULL, 10) : -1;
 }
 
 bool params_match(const struct param *row, const char *pattern) {
@@ -241,8 +248,6 @@ static enum status place_row(const struct params *params, struct param *row) {
     row->value = row_view(row, params->values);
     row->working = tensor_present(params->workings) ? row_view(row, params->workings) : row->value;
     row->grad = row_view(row, params->grads);
-    row->m = row_view(row, params->m);
-    row->v = row_view(row, params->v);
     if (!tensor_present(shared)) return STATUS_OK;
     TRY(params->ops->copy(params->ops, shared, row->value));
     return params_wrote(params, row);
@@ -271,11 +276,7 @@ enum status params_place(struct params *params, bool train) {
     const bool only_read = !train && !params->shares_teacher;
     TRY_GOTO(done, take_block(params, only_read ? real : parameter, false, &params->values));
     if (!only_read && real != parameter) TRY_GOTO(done, take_block(params, real, false, &params->workings));
-    if (train) {
-        TRY_GOTO(done, take_block(params, parameter, true, &params->grads));
-        TRY_GOTO(done, take_block(params, parameter, true, &params->m));
-        TRY_GOTO(done, take_block(params, parameter, true, &params->v));
-    }
+    if (train) TRY_GOTO(done, take_block(params, parameter, true, &params->grads));
     for (int64_t i = 0; i < params->count; i++) {
         if (params->rows[i].owned) TRY_GOTO(done, place_row(params, &params->rows[i]));
     }

@@ -2,7 +2,7 @@
  * allocation, initialisation, weight decay, freezing, gradient buckets, file names and tests.
  *
  * A teacher owns every value. A student's rows are the teacher's rows (views into the teacher's memory) and those that its
- * kinds and LoRA add; what it trains it owns: own value, gradient and moments, each kind in one contiguous block.
+ * kinds and LoRA add; what it trains it owns: own value and gradient, each in one contiguous block, and moments (division.h).
  *
  * Names: wte, wpe, h.N.norm1.{weight,bias}, h.N.attn.qkv.{weight,bias}, h.N.attn.out.{weight,bias}, h.N.norm2.{weight,bias},
  * h.N.mlp.up.{weight,bias} (Llama type: gate rows, then up rows), h.N.mlp.down.{weight,bias}, norm.{weight,bias}, head.weight
@@ -36,9 +36,29 @@ struct param {
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
     /* value: ops->parameter; of a model that is only read it may be ops->real. working: what operations read, in ops->real; the value
-     * itself where that is its dtype, else a copy that params_wrote makes. grad, m, v: none when not owned by a trainer. */
-    struct tensor value, working, grad, m, v;
+     * itself where that is its dtype, else a copy that params_wrote makes. grad: none when not owned by a trainer. */
+    struct tensor value, working, grad;
     uint64_t read_hash; /* of the values as they were read, where `value` is narrower than ops->parameter; else 0 */
+};
+
+/* Neighbouring elements of the owned blocks whose gradients travel between the ranks at once (params/division.h). */
+struct bucket {
+    int64_t first, count;
+    int64_t layer; /* params_layer's least of its rows: once the backward pass has left this layer its gradients are complete */
+    int64_t row;   /* of the table, the first in it; all train in the same stages, and are added or not alike */
+};
+/* Elements that this rank updates; the first one's place in the moments' blocks. */
+struct span {
+    int64_t first, count, state;
+};
+struct division {
+    int rank, size;
+    bool zero; /* ZeRO stage 1: the spans are this rank's parts of the buckets; else one span is all */
+    struct bucket *buckets; /* in the blocks' order, without gaps */
+    int64_t bucket_count;
+    struct span *spans;
+    int64_t span_count;
+    int64_t state_elements; /* of all spans */
 };
 
 struct params {
@@ -46,7 +66,9 @@ struct params {
     struct param *rows;
     int64_t count;
     int64_t owned_elements;
-    struct tensor values, grads, m, v; /* [owned_elements] each; grads, m, v: none for a model that only runs */
+    struct tensor values, grads; /* [owned_elements] each; grads: none for a model that only runs */
+    struct division division;
+    struct tensor m, v; /* [division.state_elements]: none before params_divide */
     struct tensor workings;            /* [owned_elements] in ops->real, or none: operations read the values */
     bool shares_teacher;
     void *extra; /* memory of a row that was replaced by a longer one (learned positions beyond their table) */
@@ -63,6 +85,10 @@ void params_free(struct params *params); /* NULL-safe */
 struct param *params_find(const struct params *params, const char *name); /* NULL: not there */
 int64_t params_elements(const struct params *params);                      /* of all rows */
 size_t params_bytes(const struct params *params); /* of the table's own blocks: values, working copies, gradients, moments */
+/* The layer down to which a backward pass has to go until the row's gradient is complete: its own; −1 of embeddings and of rows that
+ * layers share; PARAMS_TOP of the final norm and the head. */
+#define PARAMS_TOP INT64_MAX
+int64_t params_layer(const struct param *row);
 /* True when `pattern` names the row: "all"; "new" (added by kinds); "lora" or "lora(…)" (LoRA's rows); a shell pattern over the
  * whole name; or a run of dotted parts inside it ("attn.qkv" names h.3.attn.qkv.weight and .bias). */
 bool params_match(const struct param *row, const char *pattern);
@@ -78,7 +104,7 @@ enum status params_lora(char *const *patterns, size_t count, struct lora *lora);
 /* Marks as owned the rows that match any pattern (of any stage), besides those already owned. STATUS_USAGE names a pattern that matches
  * nothing, with the nearest names. */
 enum status params_own(struct params *params, char *const *patterns, size_t count);
-/* Allocates the owned blocks: values, and with `train` grads, m, v (zero). Rows that were shared are copied from the teacher. Where
+/* Allocates the owned blocks: values, and with `train` grads (zero). Rows that were shared are copied from the teacher. Where
  * ops->real is narrower than ops->parameter, a table that neither trains nor shares a teacher holds its values in ops->real, nothing
  * else; any other table also holds working copies. */
 enum status params_place(struct params *params, bool train);
@@ -100,7 +126,7 @@ enum status params_train(struct params *params, char *const *patterns, size_t co
 /* Moments to zero: a new stage begins. */
 enum status params_reset_moments(struct params *params);
 /* The next run of trained elements at or after *offset in the owned blocks: *offset, *count; false when there is none. Neighbouring
- * rows join. For all-reduce, norms, AdamW by runs of equal decay use the rows themselves. */
+ * rows join. */
 bool params_next_run(const struct params *params, int64_t *offset, int64_t *count);
 
 /* One hash over names, shapes and values of all rows, as they were read: a teacher's identity, the same on every table. */

@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/rng.h"
 #include "io/huggingface.h"
+#include "params/division.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -135,10 +136,31 @@ static enum status open_student(struct run *run) {
     return status;
 }
 
+/* One division for all stages, so that moments stay where they are. */
+static enum status divide(struct run *run) {
+    const struct config *config = run->config;
+    struct params_patterns *stages = NULL;
+    struct division_options options = {
+        .rank = comm_rank(run->comm),
+        .size = comm_size(run->comm),
+        .zero = config->parallel.zero,
+        .bucket_elements = gradients_bucket_elements(config, run->ops->parameter, comm_size(run->comm)),
+        .stage_count = config->stage_count};
+    TRY(memory_new(config->stage_count, sizeof *stages, "stages", &stages));
+    for (size_t i = 0; i < config->stage_count; i++) {
+        stages[i] = (struct params_patterns){config->stages[i].train, config->stages[i].train_count};
+    }
+    options.stages = stages;
+    const enum status status = params_divide(&run->student.params, &options);
+    free(stages);
+    return status;
+}
+
 static enum status open_all(struct run *run, const struct run_options *options) {
     TRY(memory_new(run->config->stage_count, sizeof *run->choices, "the stages' plans", &run->choices));
     TRY(open_data(run, options));
     TRY(run->config->from_scratch ? open_scratch(run) : open_student(run));
+    TRY(divide(run));
     for (size_t i = 0; i < run->config->stage_count; i++) {
         int64_t trained = 0, first = 0, part = 0;
         TRY(stage_part(&run->config->stages[i], comm_rank(run->comm), comm_size(run->comm), &first, &part));
@@ -226,7 +248,8 @@ static enum status measure(struct run *run, const struct stage_choice *choice, s
     const struct config_stage *stage = &run->config->stages[index];
     int64_t first = 0, part = 0, all_fit = 0;
     TRY(stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part));
-    enum status status = stage_measure(choice, stage, run_teacher(run), &run->student, part, available, memory);
+    const size_t travelling = gradients_bytes(&run->student.params, run->config, comm_size(run->comm), run->ops->host_memory || run->gpu);
+    enum status status = stage_measure(choice, stage, run_teacher(run), &run->student, part, travelling, available, memory);
     TRY(comm_agree(run->comm, status));
     all_fit = memory->fits;
     TRY(comm_all_reduce(run->comm, tensor_1d(&all_fit, DTYPE_I64, 1), COMM_MIN));

@@ -25,7 +25,7 @@ static int64_t largest_divisor(int64_t part, int64_t limit) {
 }
 
 static enum status measure_with(const struct config_stage *stage, const struct model *teacher,
-                                const struct model *student, int64_t part, struct stage_memory *memory) {
+                                const struct model *student, int64_t part, size_t travelling, struct stage_memory *memory) {
     const struct ops *ops = student->params.ops;
     bool align = stage->objective == OBJECTIVE_ATTENTION;
     int64_t micro = memory->micro_batch, rows = micro * stage->length;
@@ -39,6 +39,7 @@ static enum status measure_with(const struct config_stage *stage, const struct m
     const struct params *own = &student->params;
     memory->optimizer = tensor_bytes(own->grads) + tensor_bytes(own->m) + tensor_bytes(own->v);
     memory->parameters = params_bytes(own) - memory->optimizer + (teacher ? params_bytes(&teacher->params) : 0);
+    memory->optimizer += travelling;
     memory->teacher_plan = memory->head = 0;
     if (teacher) TRY(plan_measure(teacher, &forward, &memory->teacher_plan));
     TRY(plan_measure(student, &train, &memory->student_plan));
@@ -57,8 +58,8 @@ struct stage_choice stage_choice_of(const struct config *config) {
 }
 
 enum status stage_measure(const struct stage_choice *choice, const struct config_stage *stage,
-                          const struct model *teacher, const struct model *student, int64_t part, double available,
-                          struct stage_memory *memory) {
+                          const struct model *teacher, const struct model *student, int64_t part, size_t travelling,
+                          double available, struct stage_memory *memory) {
     const int64_t wanted = choice->micro_batch,
                   tokens = student->params.ops->host_memory ? AUTO_TOKENS : AUTO_TOKENS_GPU;
     int64_t micro = largest_divisor(part, wanted > 0 ? wanted : (tokens + stage->length - 1) / stage->length);
@@ -69,7 +70,7 @@ enum status stage_measure(const struct stage_choice *choice, const struct config
             if (recompute == 1 && choice->recompute == RECOMPUTE_NONE) continue;
             memory->micro_batch = micro;
             memory->recompute = recompute == 1;
-            TRY(measure_with(stage, teacher, student, part, memory));
+            TRY(measure_with(stage, teacher, student, part, travelling, memory));
             memory->fits = available <= 0 || (double)memory->total <= memory_share * available;
             if (memory->fits) return STATUS_OK;
         }
@@ -132,6 +133,24 @@ static enum status open_plans(struct distill *d, const struct stage_memory *memo
     return STATUS_OK;
 }
 
+/* The backward pass in as many parts as there are moments at which buckets are complete. */
+static enum status find_parts(struct distill *d) {
+    const struct division *division = &d->student->params.division;
+    const struct gradients *g = &d->gradients;
+    const bool one = !g->carrier || !d->config->parallel.overlap;
+    int64_t above = PARAMS_TOP;
+    TRY(memory_new((size_t)g->count + 1, sizeof *d->parts, "parts of the backward pass", &d->parts));
+    for (int64_t place = 0; place < g->count && !one; place++) {
+        const int64_t lowest = division->buckets[g->order[place]].layer;
+        /* Before the pass's own start nothing is complete. */
+        if (lowest >= above || lowest > d->student->config.layers) continue;
+        d->parts[d->part_count++] = (struct backward_part){.above = above, .lowest = lowest};
+        above = lowest;
+    }
+    if (d->part_count == 0 || above > -1) d->parts[d->part_count++] = (struct backward_part){.above = above, .lowest = -1};
+    return STATUS_OK;
+}
+
 enum status stage_open(struct distill *d, const struct stage_memory *memory) {
     enum status status = STATUS_OK;
     d->micro_batch = memory->micro_batch;
@@ -143,10 +162,9 @@ enum status stage_open(struct distill *d, const struct stage_memory *memory) {
     TRY_GOTO(done, memory_new((size_t)distill_sums_count(d), sizeof *d->sums, "a step's sums", &d->sums));
     TRY_GOTO(done,
              memory_new((size_t)d->student->config.layers, sizeof *d->denominators, "layers' norms", &d->denominators));
-    if (!d->student->params.ops->host_memory && !d->gpu && comm_size(d->comm) > 1) {
-        TRY_GOTO(done, memory_new(EXCHANGE_ELEMENTS, sizeof *d->exchange, "gradients on their way", &d->exchange));
-    }
-    TRY_GOTO(done, optimizer_open(&d->student->params, &d->optimizer));
+    TRY_GOTO(done, gradients_open(&d->student->params, d->config, d->comm, d->gpu, &d->gradients));
+    TRY_GOTO(done, find_parts(d));
+    TRY_GOTO(done, optimizer_open(&d->student->params, d->comm, &d->optimizer));
     TRY_GOTO(done, open_plans(d, memory));
 done:
     if (status != STATUS_OK) stage_close(d);
@@ -160,6 +178,11 @@ void stage_close(struct distill *d) {
     for (int phase = 0; d->student && phase < PHASES; phase++) {
         d->student->params.ops->forget(d->student->params.ops, &d->recordings[phase]);
     }
+    for (int64_t p = 0; p < d->part_count; p++) d->student->params.ops->forget(d->student->params.ops, &d->parts[p].recording);
+    free(d->parts);
+    d->parts = NULL;
+    d->part_count = 0;
+    gradients_close(&d->gradients);
     head_close(&d->head);
     plan_close(&d->student_plan);
     plan_close(&d->teacher_plan);
@@ -169,8 +192,6 @@ void stage_close(struct distill *d) {
     free(d->start);
     free(d->sums);
     free(d->denominators);
-    free(d->exchange);
-    d->exchange = NULL;
     d->ids = d->targets = d->start = NULL;
     d->sums = d->denominators = NULL;
 }

@@ -83,6 +83,8 @@ struct micro {
     struct head_loss loss;
     struct align align;
     struct tensor teacher_hidden, student_hidden;
+    struct backward_part *part;
+    bool last; /* of the step: its gradients are whole afterwards */
 };
 
 static enum status teacher_work(void *user) {
@@ -99,7 +101,7 @@ static enum status head_work(void *user) {
 }
 static enum status backward_work(void *user) {
     struct micro *micro = user;
-    return model_backward(micro->distill->student_plan, micro->distill->d_hidden);
+    return model_backward_part(micro->distill->student_plan, micro->distill->d_hidden, micro->part->above, micro->part->lowest);
 }
 
 static enum status align_work(void *user) {
@@ -107,15 +109,43 @@ static enum status align_work(void *user) {
     return align_run(&micro->align);
 }
 
-/* The phase's work, recorded where the device can and the passes are alike; its time is the device's. */
+/* The work, recorded where the device can and the passes are alike. */
+static enum status run_recorded(struct micro *micro, bool alike, struct recording **recording, enum status (*work)(void *user)) {
+    const struct ops *ops = micro->distill->student->params.ops;
+    return alike && !micro->distill->probing ? ops->repeat(ops, recording, work, micro) : work(micro);
+}
+
+/* A phase's time is the device's. */
 static enum status run_phase(struct micro *micro, enum phase phase, enum status (*work)(void *user), struct step_result *result,
                              double *mark) {
     struct distill *d = micro->distill;
     const struct ops *ops = d->student->params.ops;
-    const bool recorded = !d->probing && (d->steady || phase == PHASE_TEACHER || phase == PHASE_HEAD);
-    TRY(recorded ? ops->repeat(ops, &d->recordings[phase], work, micro) : work(micro));
+    TRY(run_recorded(micro, d->steady || phase == PHASE_TEACHER || phase == PHASE_HEAD, &d->recordings[phase], work));
     TRY(ops->synchronise(ops));
     end_phase(result, phase, mark);
+    return STATUS_OK;
+}
+
+/* The backward pass; the last micro-step's gradients travel while it goes on. */
+static enum status run_backward(struct micro *micro, struct step_result *result, double *mark) {
+    struct distill *d = micro->distill;
+    const struct ops *ops = d->student->params.ops;
+    const bool send = micro->last && d->config->parallel.overlap && !d->probing;
+    enum status status = STATUS_OK;
+    if (send && ops->host_memory) plan_set_beside(d->student_plan, gradients_turn, &d->gradients);
+    for (int64_t p = 0; p < d->part_count && status == STATUS_OK; p++) {
+        micro->part = &d->parts[p];
+        status = run_recorded(micro, d->steady, &micro->part->recording, backward_work);
+        if (send && status == STATUS_OK) status = gradients_ready(&d->gradients, micro->part->lowest);
+    }
+    plan_set_beside(d->student_plan, NULL, NULL);
+    TRY(status);
+    TRY(ops->synchronise(ops));
+    end_phase(result, PHASE_BACKWARD, mark);
+    if (!send) return STATUS_OK;
+    result->comm_beside = d->gradients.seconds;
+    result->seconds[PHASE_BACKWARD] -= d->gradients.seconds;
+    result->seconds[PHASE_COMM] += d->gradients.seconds;
     return STATUS_OK;
 }
 
@@ -132,8 +162,8 @@ static struct head_loss loss_of(const struct distill *d, const struct batch *bat
 }
 
 /* Objectives lm and kl. */
-static enum status distill_micro(struct distill *d, const struct batch *batch, struct step_result *result) {
-    struct micro micro = {.distill = d, .loss = loss_of(d, batch, result->rows)};
+static enum status distill_micro(struct distill *d, const struct batch *batch, bool last, struct step_result *result) {
+    struct micro micro = {.distill = d, .loss = loss_of(d, batch, result->rows), .last = last};
     struct head_sums sums = {0};
     double mark = time_now_s();
     if (d->teacher) TRY(model_load(d->teacher_plan, batch));
@@ -148,7 +178,7 @@ static enum status distill_micro(struct distill *d, const struct batch *batch, s
     }
     d->recorded_scale = micro.loss.scale;
     TRY(run_phase(&micro, PHASE_HEAD, head_work, result, &mark));
-    TRY(run_phase(&micro, PHASE_BACKWARD, backward_work, result, &mark));
+    TRY(run_backward(&micro, result, &mark));
     TRY(head_read(d->head, &micro.loss, &sums));
     d->sums[SUM_KL] += sums.kl;
     d->sums[SUM_CE] += sums.ce;
@@ -186,7 +216,7 @@ static enum status run_micro_steps(struct distill *d, const struct step_settings
         if (d->stage->objective == OBJECTIVE_ATTENTION) {
             TRY(align_micro(d, &batch, d->denominators, scale, result));
         } else {
-            TRY(distill_micro(d, &batch, result));
+            TRY(distill_micro(d, &batch, (micro + 1) * d->micro_batch >= d->part, result));
         }
         TRY(plan_read_loss(d->student_plan, &own));
         d->sums[SUM_OWN] += own;
@@ -197,32 +227,11 @@ static enum status run_micro_steps(struct distill *d, const struct step_settings
     return STATUS_OK;
 }
 
-/* MPI reads host memory: gradients that lie elsewhere, and that NCCL does not take, pass through it. */
-static enum status reduce_gradients(struct distill *d, struct tensor grads) {
-    const struct ops *ops = d->student->params.ops;
-    if (comm_size(d->comm) == 1) return STATUS_OK;
-    if (d->gpu) return comm_all_reduce(d->gpu, grads, COMM_SUM);
-    if (!d->exchange) return comm_all_reduce(d->comm, grads, COMM_SUM);
-    enum status status = STATUS_OK;
-    for (int64_t first = 0; first < grads.shape[0]; first += EXCHANGE_ELEMENTS) {
-        const int64_t rest = grads.shape[0] - first, count = rest < EXCHANGE_ELEMENTS ? rest : EXCHANGE_ELEMENTS;
-        const struct tensor part = tensor_rows(grads, first, count);
-        KEEP_FIRST(status, ops->download(ops, part, d->exchange));
-        TRY(comm_agree(d->comm, status));
-        TRY(comm_all_reduce(d->comm, tensor_1d(d->exchange, part.dtype, count), COMM_SUM));
-        status = ops->upload(ops, part, d->exchange);
-    }
-    return comm_agree(d->comm, status);
-}
-
-/* Gradients and sums of all ranks. Runs of trained elements lie side by side, so a reduction is a few long ones. */
-static enum status reduce_over_ranks(struct distill *d, struct step_result *result) {
+/* Gradients and sums of all ranks. status: of this rank's passes; when they failed it still sends what the others wait for. */
+static enum status reduce_over_ranks(struct distill *d, enum status status, struct step_result *result) {
     double mark = time_now_s();
-    const struct params *params = &d->student->params;
-    int64_t offset = 0, count = 0;
-    for (; params_next_run(params, &offset, &count); offset += count) {
-        TRY(reduce_gradients(d, tensor_rows(params->grads, offset, count)));
-    }
+    KEEP_FIRST(status, gradients_end(&d->gradients));
+    TRY(comm_agree(d->comm, status));
     TRY(comm_all_reduce(d->comm, tensor_1d(d->sums, DTYPE_F64, distill_sums_count(d)), COMM_SUM));
     end_phase(result, PHASE_COMM, &mark);
     return STATUS_OK;
@@ -312,14 +321,22 @@ static enum status clip_and_update(struct distill *d, const struct step_settings
     return STATUS_OK;
 }
 
+/* With ZeRO every rank has updated its own part. */
+static enum status return_values(struct distill *d, struct step_result *result) {
+    double mark = time_now_s();
+    TRY(gradients_return_values(&d->gradients));
+    end_phase(result, PHASE_COMM, &mark);
+    return STATUS_OK;
+}
+
 enum status distill_step(struct distill *d, const struct step_settings *settings, struct step_result *result) {
     *result = (struct step_result){0};
     TRY(load_batch(d, settings->sample, result));
-    TRY(comm_agree(d->comm, run_micro_steps(d, settings, result)));
-    TRY(reduce_over_ranks(d, result));
+    gradients_begin(&d->gradients);
+    TRY(reduce_over_ranks(d, run_micro_steps(d, settings, result), result));
     read_losses(d, result);
     TRY(comm_agree(d->comm, clip_and_update(d, settings, result)));
-    return result->skipped ? trace_fault(d, settings, result) : STATUS_OK;
+    return result->skipped ? trace_fault(d, settings, result) : return_values(d, result);
 }
 
 static enum status sum_norms(struct distill *d, struct step_result *unused) {

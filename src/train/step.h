@@ -6,6 +6,7 @@
 #include "config/config.h"
 #include "model/model.h"
 #include "train/batches.h"
+#include "train/gradients.h"
 #include "train/optimizer.h"
 
 enum phase {
@@ -19,6 +20,12 @@ enum phase {
     PHASES
 };
 extern const char *const phase_names[PHASES];
+
+/* A part of the backward pass (model_backward_part) after which buckets of gradients are complete. */
+struct backward_part {
+    int64_t above, lowest;
+    struct recording *recording;
+};
 
 /* One stage in the making on this rank; opened by train/stage.h. */
 struct distill {
@@ -36,15 +43,15 @@ struct distill {
     int64_t micro_batch;            /* divides part */
     int32_t *ids, *targets, *start; /* [part,T] of this step */
     double *sums;                   /* what the ranks add up after a step, see step.c */
-    float *exchange;      /* host [EXCHANGE_ELEMENTS]: gradients of device memory on their way to the other ranks; else NULL */
-    struct recording *recordings[PHASES]; /* of a micro-step's phases */
+    struct gradients gradients;
+    struct backward_part *parts; /* of the backward pass, in order */
+    int64_t part_count;
+    struct recording *recordings[PHASES]; /* of a micro-step's phases; the backward pass's are its parts' */
     double recorded_scale;                /* of the loss, in the head's recording */
     bool steady;                          /* this micro-step's passes start the same operations as another's */
     bool probing;                         /* passes look for what is not finite: nothing is recorded */
     double *denominators; /* [L] objective attention: a row's mean ‖o_teacher‖², the same through the whole stage */
 };
-
-enum { EXCHANGE_ELEMENTS = 1 << 20 };
 
 struct step_settings {
     int64_t sample; /* number in the stage of the batch's first sample */
@@ -62,7 +69,8 @@ struct step_result {
     double rows;     /* that count, of all ranks */
     bool skipped;    /* loss or norm not finite: nothing was changed */
     char fault[320]; /* what was not finite first, when skipped: rank, parameter, operation, layer, head */
-    double seconds[PHASES];
+    double seconds[PHASES]; /* comm: also what sending took out of the backward pass */
+    double comm_beside;     /* of those in comm: spent inside the backward pass */
 };
 
 /* Teacher forward, student forward, loss, backward, sum over the ranks, clipping and AdamW. Every rank calls it and

@@ -1,5 +1,7 @@
-/* Every collective, over 1 to 4 ranks: integer-valued numbers, so that every sum is exact. The same table serves any backend: test_nccl.c
- * compiles it for NCCL. Run one by hand: mpirun -np 3 --oversubscribe build/release/tests/test_comm */
+/* Every collective, over 1 to 4 ranks: integer-valued numbers, so that every sum is exact. The same table serves any
+ * backend: test_nccl.c compiles it for NCCL. Run one by hand: mpirun -np 3 --oversubscribe
+ * build/release/tests/test_comm */
+#include "base/bf16.h"
 #include "comm/comm.h"
 #include "comm/comm_internal.h"
 
@@ -30,10 +32,16 @@ static const int64_t counts[] = {0, 1, 2, 3, 7, 129, 1023, 1024, 1025, 5000, 100
 enum { COUNTS = sizeof counts / sizeof *counts };
 static int rows = COUNTS; /* how many of them a test uses */
 
-static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_I64};
+static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_I64, DTYPE_BF16};
+enum { DTYPES = sizeof dtypes / sizeof *dtypes };
 
 static double value_of(int r, int64_t i) {
     return (double)((i * 7 + r * 13) % 1009 - 500);
+}
+
+/* BF16 holds integers up to 256: also the sum over eight ranks. */
+static double value_in(enum dtype dtype, int r, int64_t i) {
+    return dtype == DTYPE_BF16 ? (double)((i * 7 + r * 13) % 61 - 30) : value_of(r, i);
 }
 
 static void set(void *data, enum dtype dtype, int64_t i, double value) {
@@ -46,6 +54,9 @@ static void set(void *data, enum dtype dtype, int64_t i, double value) {
         break;
     case DTYPE_I32:
         ((int32_t *)data)[i] = (int32_t)value;
+        break;
+    case DTYPE_BF16:
+        ((uint16_t *)data)[i] = bf16_from_float((float)value);
         break;
     default:
         ((int64_t *)data)[i] = (int64_t)value;
@@ -61,15 +72,17 @@ static double get(const void *data, enum dtype dtype, int64_t i) {
         return ((const double *)data)[i];
     case DTYPE_I32:
         return ((const int32_t *)data)[i];
+    case DTYPE_BF16:
+        return bf16_to_float(((const uint16_t *)data)[i]);
     default:
         return (double)((const int64_t *)data)[i];
     }
 }
 
-static double expected_reduction(enum comm_reduce reduce, int64_t i) {
-    double result = value_of(0, i);
+static double expected_reduction(enum dtype dtype, enum comm_reduce reduce, int64_t i) {
+    double result = value_in(dtype, 0, i);
     for (int r = 1; r < size; r++) {
-        double x = value_of(r, i);
+        double x = value_in(dtype, r, i);
         result = reduce == COMM_SUM ? result + x : reduce == COMM_MAX ? fmax(result, x) : fmin(result, x);
     }
     return result;
@@ -92,17 +105,22 @@ static void ok(enum status status) {
     if (status != STATUS_OK) fail_msg("rank %d: %s", rank, error_message());
 }
 
+static void fill_own(void *data, enum dtype dtype, int64_t first, int64_t n, int64_t number) {
+    for (int64_t i = 0; i < n; i++) set(data, dtype, first + i, value_in(dtype, rank, number + i));
+}
+
 static void test_all_reduce(void **state) {
     (void)state;
-    for (int d = 0; d < 4; d++) {
+    for (int d = 0; d < DTYPES; d++) {
         for (int c = 0; c < rows; c++) {
             for (enum comm_reduce reduce = COMM_SUM; reduce <= COMM_MIN; reduce++) {
                 int64_t n = counts[c];
                 void *data = block(n);
-                for (int64_t i = 0; i < n; i++) set(data, dtypes[d], i, value_of(rank, i));
+                fill_own(data, dtypes[d], 0, n, 0);
                 ok(comm_all_reduce(comm, tensor_1d(data, dtypes[d], n), reduce));
                 for (int64_t i = 0; i < n; i++) {
-                    check_value("all_reduce", dtypes[d], n, i, expected_reduction(reduce, i), get(data, dtypes[d], i));
+                    check_value("all_reduce", dtypes[d], n, i, expected_reduction(dtypes[d], reduce, i),
+                                get(data, dtypes[d], i));
                 }
                 free(data);
             }
@@ -110,40 +128,49 @@ static void test_all_reduce(void **state) {
     }
 }
 
+/* in_place: the output is the input's own part. */
+static void reduce_scatter_case(enum dtype dtype, int64_t n, bool in_place) {
+    void *input = block(n * size), *apart = block(n);
+    struct tensor whole = tensor_1d(input, dtype, n * size);
+    struct tensor output = in_place ? tensor_rows(whole, rank * n, n) : tensor_1d(apart, dtype, n);
+    fill_own(input, dtype, 0, n * size, 0);
+    ok(comm_reduce_scatter(comm, whole, output, COMM_SUM));
+    for (int64_t i = 0; i < n; i++) {
+        check_value("reduce_scatter", dtype, n, i, expected_reduction(dtype, COMM_SUM, rank * n + i),
+                    get(output.data, dtype, i));
+    }
+    for (int64_t i = 0; i < n * size; i++) {
+        if (in_place && i >= rank * n && i < (rank + 1) * n) continue;
+        check_value("reduce_scatter's input", dtype, n, i, value_in(dtype, rank, i), get(input, dtype, i));
+    }
+    free(input);
+    free(apart);
+}
+
 static void test_reduce_scatter(void **state) {
     (void)state;
-    for (int d = 0; d < 4; d++) {
-        for (int c = 0; c < rows; c++) {
-            int64_t n = counts[c];
-            void *input = block(n * size), *output = block(n);
-            for (int64_t i = 0; i < n * size; i++) set(input, dtypes[d], i, value_of(rank, i));
-            ok(comm_reduce_scatter(comm, tensor_1d(input, dtypes[d], n * size), tensor_1d(output, dtypes[d], n),
-                                   COMM_SUM));
-            for (int64_t i = 0; i < n; i++) {
-                check_value("reduce_scatter", dtypes[d], n, i, expected_reduction(COMM_SUM, rank * n + i),
-                            get(output, dtypes[d], i));
-                check_value("reduce_scatter's input", dtypes[d], n, i, value_of(rank, i), get(input, dtypes[d], i));
-            }
-            free(input);
-            free(output);
-        }
+    for (int d = 0; d < DTYPES; d++) {
+        for (int c = 0; c < 2 * rows; c++) reduce_scatter_case(dtypes[d], counts[c / 2], c % 2 != 0);
     }
+}
+
+static void all_gather_case(enum dtype dtype, int64_t n, bool in_place) {
+    void *apart = block(n), *output = block(n * size);
+    struct tensor whole = tensor_1d(output, dtype, n * size);
+    struct tensor input = in_place ? tensor_rows(whole, rank * n, n) : tensor_1d(apart, dtype, n);
+    fill_own(input.data, dtype, 0, n, 0);
+    ok(comm_all_gather(comm, input, whole));
+    for (int64_t i = 0; i < n * size; i++) {
+        check_value("all_gather", dtype, n, i, value_in(dtype, (int)(i / n), i % n), get(output, dtype, i));
+    }
+    free(apart);
+    free(output);
 }
 
 static void test_all_gather(void **state) {
     (void)state;
-    for (int d = 0; d < 4; d++) {
-        for (int c = 0; c < rows; c++) {
-            int64_t n = counts[c];
-            void *input = block(n), *output = block(n * size);
-            for (int64_t i = 0; i < n; i++) set(input, dtypes[d], i, value_of(rank, i));
-            ok(comm_all_gather(comm, tensor_1d(input, dtypes[d], n), tensor_1d(output, dtypes[d], n * size)));
-            for (int64_t i = 0; i < n * size; i++) {
-                check_value("all_gather", dtypes[d], n, i, value_of((int)(i / n), i % n), get(output, dtypes[d], i));
-            }
-            free(input);
-            free(output);
-        }
+    for (int d = 0; d < DTYPES; d++) {
+        for (int c = 0; c < 2 * rows; c++) all_gather_case(dtypes[d], counts[c / 2], c % 2 != 0);
     }
 }
 
@@ -194,31 +221,42 @@ static void test_scan_and_barrier(void **state) {
     ok(comm_barrier(comm));
 }
 
-/* Several reductions at once, ended in another order than they were started in. */
+/* Several collectives at once, ended in another order than they were started in, some of the way behind the caller's
+ * back. */
 static void test_overlap(void **state) {
     (void)state;
-    enum { N = 4 };
+    enum { N = 6 };
     float *data[N];
-    struct comm_request requests[N];
+    struct comm_request requests[N + 1] = {{NULL}};
     for (int k = 0; k < N; k++) {
-        int64_t n = counts[COUNTS - 1 - k];
+        int64_t n = counts[COUNTS - 1 - k / 2] * size;
         data[k] = block(n);
+        struct tensor whole = tensor_1d(data[k], DTYPE_F32, n), own = tensor_rows(whole, rank * (n / size), n / size);
         for (int64_t i = 0; i < n; i++) data[k][i] = (float)value_of(rank + k, i);
-        ok(comm_all_reduce_start(comm, tensor_1d(data[k], DTYPE_F32, n), COMM_SUM, &requests[k]));
+        if (k % 3 == 0) ok(comm_all_reduce_start(comm, whole, COMM_SUM, &requests[k]));
+        if (k % 3 == 1) ok(comm_reduce_scatter_start(comm, whole, own, COMM_SUM, &requests[k]));
+        if (k % 3 == 2) ok(comm_all_gather_start(comm, own, whole, &requests[k]));
+        if (k % 2 == 0) comm_progress(comm);
     }
     for (int step = 0; step < N; step++) {
-        int k = (step * 3 + 1 + rank) % N;
-        ok(comm_all_reduce_end(comm, &requests[k]));
+        struct comm_request *request = &requests[(step * 5 + 1 + rank) % N];
+        for (bool done = false; step % 2 == 0 && !done;) ok(comm_test(comm, request, &done));
+        ok(comm_end(comm, request));
+        comm_progress(comm);
     }
     for (int k = 0; k < N; k++) {
-        int64_t n = counts[COUNTS - 1 - k];
+        int64_t n = counts[COUNTS - 1 - k / 2] * size, part = n / size;
         for (int64_t i = 0; i < n; i++) {
-            double expected = 0;
-            for (int r = 0; r < size; r++) expected += value_of(r + k, i);
-            check_value("overlapping all_reduce", DTYPE_F32, n, i, expected, data[k][i]);
+            double sum = 0, expected = value_of(rank + k, i);
+            for (int r = 0; r < size; r++) sum += value_of(r + k, i);
+            if (k % 3 == 0 || (k % 3 == 1 && i / part == rank)) expected = sum;
+            if (k % 3 == 2) expected = value_of((int)(i / part) + k, i);
+            check_value("overlapping collectives", DTYPE_F32, n, i, expected, data[k][i]);
         }
         free(data[k]);
     }
+    ok(comm_end(comm, &requests[0])); /* has ended */
+    ok(comm_end(comm, &requests[N])); /* was never started */
 }
 
 /* Sums are taken in rank order: the bits are known beforehand, whatever the length and the pieces. */

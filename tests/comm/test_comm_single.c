@@ -17,7 +17,7 @@ static void check_alone(struct comm *comm) {
     assert_int_equal(comm_node_size(comm), 1);
     assert_int_equal(comm_all_reduce(comm, tensor_1d(x, DTYPE_F32, 3), COMM_SUM), STATUS_OK);
     assert_int_equal(comm_all_reduce_start(comm, tensor_1d(x, DTYPE_F32, 3), COMM_MAX, &request), STATUS_OK);
-    assert_int_equal(comm_all_reduce_end(comm, &request), STATUS_OK);
+    assert_int_equal(comm_end(comm, &request), STATUS_OK);
     assert_int_equal(comm_all_gather(comm, tensor_1d(x, DTYPE_F32, 3), tensor_1d(y, DTYPE_F32, 3)), STATUS_OK);
     assert_int_equal(comm_reduce_scatter(comm, tensor_1d(y, DTYPE_F32, 3), tensor_1d(z, DTYPE_F32, 3), COMM_SUM),
                      STATUS_OK);

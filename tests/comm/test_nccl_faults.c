@@ -23,7 +23,7 @@ static enum status live(int *where) {
     struct comm *comm = NULL;
     float x[N] = {1, 2, 3, 4, 5}, y[N];
     const struct tensor a = tensor_1d(x, DTYPE_F32, N), b = tensor_1d(y, DTYPE_F32, N);
-    struct comm_request requests[2] = {{{NULL, NULL}}, {{NULL, NULL}}};
+    struct comm_request requests[2] = {{NULL}, {NULL}};
     enum status status = STATUS_OK;
     *where = -1;
     TRY_GOTO(done, comm_open_nccl(host, compute, &comm));
@@ -42,8 +42,8 @@ static enum status live(int *where) {
     ++*where;
     TRY_GOTO(done, comm_all_reduce_start(comm, a, COMM_SUM, &requests[0]));
     TRY_GOTO(done, comm_all_reduce_start(comm, b, COMM_MAX, &requests[1]));
-    TRY_GOTO(done, comm_all_reduce_end(comm, &requests[1]));
-    TRY_GOTO(done, comm_all_reduce_end(comm, &requests[0]));
+    TRY_GOTO(done, comm_end(comm, &requests[1]));
+    TRY_GOTO(done, comm_end(comm, &requests[0]));
     ++*where;
 done:
     if (comm && status != STATUS_OK) {
@@ -173,6 +173,34 @@ static void test_versions(void **state) {
     expect_clean("an old version");
 }
 
+/* Counts beyond 32 bits, in elements and in bytes, reach NCCL whole; no such memory is touched. */
+static void test_long_counts(void **state) {
+    (void)state;
+    struct comm *comm = NULL;
+    static float x[1];
+    const int64_t counts[] = {((int64_t)1 << 29) + 1, ((int64_t)1 << 31) + 3, ((int64_t)1 << 33) + 5};
+    CHECK_OK(comm_open_nccl(host, compute, &comm));
+    standin_dry(1);
+    for (int n = 0; n < 3; n++) {
+        const struct tensor a = tensor_1d(x, DTYPE_F32, counts[n]), b = tensor_1d(x, DTYPE_BF16, counts[n]);
+        size_t count = 0, width = 0;
+        for (int which = 0; which < 5; which++) {
+            if (which == 0) CHECK_OK(comm_all_reduce(comm, a, COMM_SUM));
+            if (which == 1) CHECK_OK(comm_all_reduce(comm, b, COMM_SUM));
+            if (which == 2) CHECK_OK(comm_reduce_scatter(comm, a, a, COMM_SUM));
+            if (which == 3) CHECK_OK(comm_all_gather(comm, a, a));
+            if (which == 4) CHECK_OK(comm_broadcast(comm, b, 0));
+            standin_asked(&count, &width);
+            const size_t bytes = (size_t)counts[n] * (which == 1 || which == 4 ? 2 : 4);
+            if (count * width != bytes)
+                fail_msg("collective %d: expected %zu bytes, found %zu times %zu", which, bytes, count, width);
+        }
+    }
+    standin_dry(0);
+    CHECK_OK(comm_close(&comm));
+    expect_clean("long counts");
+}
+
 /* Last: what hangs in NCCL is left behind. */
 static void test_abort_hangs(void **state) {
     (void)state;
@@ -193,7 +221,8 @@ static void test_abort_hangs(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_whole), cmocka_unit_test(test_every_error),
-                                       cmocka_unit_test(test_hangs), cmocka_unit_test(test_versions)};
+                                       cmocka_unit_test(test_hangs), cmocka_unit_test(test_versions),
+                                       cmocka_unit_test(test_long_counts)};
     const struct CMUnitTest last[] = {cmocka_unit_test(test_abort_hangs)};
     int failures = cmocka_run_group_tests_name("nccl", tests, set_up, tear_down);
     return failures + cmocka_run_group_tests_name("nccl, abort", last, set_up, NULL);

@@ -108,7 +108,7 @@ recipe kl gone-teacher 's/^teacher: lm/teacher: nowhere/'
 recipe kl empty-teacher 's/^teacher: lm/teacher: empty/'
 recipe kl no-parameter 's/attn.qkv/attn.kqv/'
 recipe kl other-teacher 's/^teacher: lm/teacher: lm2/'
-recipe kl zero '$a parallel: {zero: true}'
+recipe kl bucket '$a parallel: {bucket_mib: 0}'
 recipe kl context '$a parallel: {context: 2}'
 printf 'run: \x00\n' >binary.yaml
 : >empty.yaml
@@ -270,7 +270,7 @@ row 2 '"new" names what a student adds' train lm.yaml --stages.lm.train=new
 row 2 'weights: only objective attention has them, found true with lm' train lm.yaml --stages.lm.weights=true
 row 2 'whose weights are not positive on every pair' train kl.yaml --stages.align.weights=true
 row 2 'weights: all pairs are visited' train kl.yaml --stages.align.weights=true --stages.align.length=4096
-row 2 'parallel.zero: this version does not' train zero.yaml
+row 2 'parallel.bucket_mib: expected' train bucket.yaml
 row 2 'parallel.context: this version has no context parallelism' train context.yaml
 row 2 'the key kind is missing' train no-kind.yaml
 row 2 'kind: expected one of full, masks, ' train nsa.yaml

@@ -109,29 +109,46 @@ enum status __wrap_device_choose(const char *name, bool bf16, const struct ops_o
 /* --- collectives ----------------------------------------------------------------------------------------------------
  */
 
-/* Gradients alone are of this type, in a step. */
+/* Gradients alone are of this type, in a reduction of a step. */
 static bool is_gradients(struct tensor data) {
     return data.dtype == DTYPE_F32 && !saving;
+}
+
+/* Before and after a reduction begins. true: it is left out. */
+static bool before_reduction(struct tensor data, struct comm_request *request) {
+    *request = (struct comm_request){NULL};
+    if (strcmp(how, "skip") == 0 && is_gradients(data)) strike("reduce");
+    return skips();
+}
+static void after_reduction(struct tensor data) {
+    if (strcmp(how, "skip") != 0 && is_gradients(data)) strike("reduce");
 }
 
 enum status __real_comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
                                          struct comm_request *request);
 enum status __wrap_comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,
                                          struct comm_request *request) {
-    *request = (struct comm_request){{NULL, NULL}};
-    bool skip = strcmp(how, "skip") == 0;
-    if (skip && is_gradients(data)) strike("reduce");
-    if (skips()) return STATUS_OK;
+    if (before_reduction(data, request)) return STATUS_OK;
     TRY(__real_comm_all_reduce_start(comm, data, reduce, request));
-    if (!skip && is_gradients(data)) strike("reduce");
+    after_reduction(data);
     return STATUS_OK;
 }
 
-enum status __real_comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce);
+enum status __wrap_comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce);
 enum status __wrap_comm_all_reduce(struct comm *comm, struct tensor data, enum comm_reduce reduce) {
     struct comm_request request;
     TRY(__wrap_comm_all_reduce_start(comm, data, reduce, &request));
-    return comm_all_reduce_end(comm, &request);
+    return comm_end(comm, &request);
+}
+
+enum status __real_comm_reduce_scatter_start(struct comm *comm, struct tensor input, struct tensor output,
+                                             enum comm_reduce reduce, struct comm_request *request);
+enum status __wrap_comm_reduce_scatter_start(struct comm *comm, struct tensor input, struct tensor output,
+                                             enum comm_reduce reduce, struct comm_request *request) {
+    if (before_reduction(input, request)) return STATUS_OK;
+    TRY(__real_comm_reduce_scatter_start(comm, input, output, reduce, request));
+    after_reduction(input);
+    return STATUS_OK;
 }
 
 enum status __real_comm_agree(struct comm *comm, enum status status);

@@ -2,6 +2,7 @@
  * table. */
 #include "support/check.h"
 #include "support/scratch.h"
+#include "params/division.h"
 #include "train/batches.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
@@ -200,6 +201,7 @@ static void make_params(const struct ops *ops, struct params *params) {
     }
     CHECK_OK(params_place(params, true));
     CHECK_OK(params_initialise(params, 1, false));
+    CHECK_OK(params_divide(params, &(struct division_options){.size = 1}));
     char *patterns[] = {"matrix", "bias", "coefficients"};
     int64_t elements = 0;
     CHECK_OK(params_train(params, patterns, 3, &elements));
@@ -247,7 +249,7 @@ static void test_optimizer(void **state) {
     struct optimizer optimizer;
     CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &ops));
     make_params(ops, &params);
-    CHECK_OK(optimizer_open(&params, &optimizer));
+    CHECK_OK(optimizer_open(&params, NULL, &optimizer));
     struct config config = {.train = {.clip = 2, .weight_decay = 0.1, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8}};
     double x[64], m[64] = {0}, v[64] = {0};
     int bounded[2] = {0};

@@ -1,0 +1,37 @@
+/* The owned blocks divided: into buckets, whose gradients travel between the ranks at once, and, with ZeRO stage 1
+ * (Rajbhandari et al. 2020), into what each rank keeps the optimizer's state of. One division serves all stages of a
+ * run. */
+#ifndef SQUINT_PARAMS_DIVISION_H
+#define SQUINT_PARAMS_DIVISION_H
+
+#include "params/params.h"
+
+struct params_patterns { /* of one stage */
+    char *const *patterns;
+    size_t count;
+};
+
+struct division_options {
+    int rank, size;
+    bool zero;               /* each rank keeps moments, and masters, of its own part of every bucket alone */
+    int64_t bucket_elements; /* at most, in a bucket; 0: any number */
+    const struct params_patterns *stages; /* what trains together: rows of a bucket train in the same ones */
+    size_t stage_count;
+};
+
+/* Divides the blocks of a table that trains, and takes the moments' memory, zeroed. After params_place; once.
+ * STATUS_MEMORY. */
+enum status params_divide(struct params *params, const struct division_options *options);
+void division_free(struct division *division); /* NULL-safe */
+
+/* The part of a bucket that `rank` updates: with ZeRO count/size elements each, the last rank also what is left over;
+ * else all of it. */
+void division_part(const struct division *division, const struct bucket *bucket, int rank, int64_t *first,
+                   int64_t *count);
+/* Does the bucket train in the stage that runs now? */
+bool bucket_trains(const struct params *params, const struct bucket *bucket);
+/* The span's elements of a moments' block; of the values. */
+struct tensor span_state(const struct span *span, struct tensor block);
+struct tensor span_elements(const struct span *span, struct tensor block);
+
+#endif
