@@ -6,10 +6,14 @@
 
 #include "base/memory.h"
 
+#include <math.h>
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
 
 /* Open MPI's plug-ins keep what they allocate until they are unloaded at the end, when the leak checker of a sanitized
  * build can no longer name them, and so not pass over them: there, nothing is unloaded. */
@@ -403,14 +407,46 @@ static void mpi_free_operation(struct comm_operation *operation) {
     free(operation->scratch);
 }
 
+/* --- starting and ending MPI ------------------------------------------------------------------------------------ */
+
+/* MPI_Init and MPI_Finalize wait for every rank, for ever: only an alarm gets out of them, and only by ending the
+ * process. They may take as long as a collective, and what a loaded machine needs to start a program. */
+enum { OWN_TIME_S = 10 };
+static char limit_text[160];
+static struct sigaction before_limit;
+
+static void limit_passed(int number) {
+    (void)number;
+    ssize_t unused = write(STDERR_FILENO, limit_text, strlen(limit_text));
+    (void)unused;
+    _exit(status_exit_code(STATUS_COMM));
+}
+
+static void begin_limit(const struct comm *comm, const char *what) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    double limit_s = fmin(comm->deadline_s, 1e8) + OWN_TIME_S;
+    struct sigaction action = {.sa_handler = limit_passed};
+    snprintf(limit_text, sizeof limit_text, "squint: rank %s: %s: waited %g s for the other ranks\n", rank ? rank : "?",
+             what, limit_s);
+    sigaction(SIGALRM, &action, &before_limit);
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {.tv_sec = (time_t)limit_s}}, NULL);
+}
+
+static void end_limit(void) {
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0}}, NULL);
+    sigaction(SIGALRM, &before_limit, NULL);
+}
+
 /* --- opening and closing ---------------------------------------------------------------------------------------- */
 
 static enum status mpi_close(struct comm *comm, bool faulted) {
     struct mpi *mpi = comm->state;
     enum status status = STATUS_OK;
     if (!faulted) {
+        begin_limit(comm, "ending MPI");
         MPI_Comm_free(&mpi->world);
         int code = MPI_Finalize();
+        end_limit();
         if (code != MPI_SUCCESS)
             status = error_set(STATUS_COMM, "rank %d: MPI does not end: code %d", comm->rank, code);
     }
@@ -486,10 +522,12 @@ enum status comm_mpi_open(struct comm *comm) {
     if (initialised) return error_set(STATUS_FAILED, "MPI has already been started: it can be started once a process");
     TRY(memory_new(1, sizeof *mpi, "a communicator", &mpi));
     /* Only one thread talks to MPI, while others (OpenMP) compute. */
+    begin_limit(comm, "starting MPI");
     int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
     enum status status = code == MPI_SUCCESS ? STATUS_OK : error_set(STATUS_COMM, "MPI does not start: code %d", code);
     if (status == STATUS_OK) status = describe_world(comm, mpi);
     if (status == STATUS_OK) status = gather_hosts(comm, mpi);
+    end_limit();
     if (status != STATUS_OK) {
         free(mpi->hosts);
         free(mpi);

@@ -3,6 +3,7 @@
  *   SQUINT_FAULT="HOW WHERE RANK STEP"
  * makes rank RANK in step STEP die (kill), stop (stop), leave a collective out (skip), or wait until there is a file
  * $SQUINT_FAULT_MARK.done (wait), by when others have done some harm:
+ *   start     before MPI is started (STEP: 0)
  *   load      before it reads its samples; skip: the reduction that counts their targets
  *   backward  between two operations of the backward pass; skip: the next collective
  *   reduce    when the gradients' reduction has begun; skip: that reduction
@@ -74,6 +75,19 @@ void __wrap_comm_set_step(struct comm *comm, int64_t step) {
     __real_comm_set_step(comm, step);
 }
 
+/* --- start -------------------------------------------------------------------------------------------------------- */
+
+enum status __real_comm_mpi_open(struct comm *comm);
+enum status __wrap_comm_mpi_open(struct comm *comm);
+enum status __wrap_comm_mpi_open(struct comm *comm) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    read_fault();
+    mine = rank && how[0] && atoi(rank) == fault_rank;
+    strike("start");
+    mine = false;
+    return __real_comm_mpi_open(comm);
+}
+
 /* --- load --------------------------------------------------------------------------------------------------------- */
 
 void __real_batches_read(const struct batches *batches, int64_t first, int64_t count, int32_t *ids, int32_t *targets,
@@ -84,8 +98,7 @@ void __wrap_batches_read(const struct batches *batches, int64_t first, int64_t c
     __real_batches_read(batches, first, count, ids, targets, start);
 }
 
-/* --- backward -------------------------------------------------------------------------------------------------------
- */
+/* --- backward ----------------------------------------------------------------------------------------------------- */
 
 static enum status (*table_norm_backward)(const struct ops *ops, const struct norm_backward *arguments);
 
@@ -106,8 +119,7 @@ enum status __wrap_device_choose(const char *name, bool bf16, const struct ops_o
     return STATUS_OK;
 }
 
-/* --- collectives ----------------------------------------------------------------------------------------------------
- */
+/* --- collectives -------------------------------------------------------------------------------------------------- */
 
 /* Gradients alone are of this type, in a reduction of a step. */
 static bool is_gradients(struct tensor data) {
@@ -162,8 +174,7 @@ enum status __wrap_comm_all_gather(struct comm *comm, struct tensor input, struc
     return skips() ? STATUS_OK : __real_comm_all_gather(comm, input, output);
 }
 
-/* --- save -----------------------------------------------------------------------------------------------------------
- */
+/* --- save --------------------------------------------------------------------------------------------------------- */
 
 enum status __real_checkpoint_save(struct comm *comm, const char *run_directory, int64_t step,
                                    const struct checkpoint_item *items, size_t item_count,
