@@ -87,11 +87,33 @@ static enum status check_all(const struct checkpoint *checkpoint, const char *pa
     return STATUS_OK;
 }
 
+/* What of the row lies in the span: elements first … end−1 of the owned blocks; false: nothing. */
+static bool row_in_span(const struct param *row, const struct span *span, int64_t *first, int64_t *end) {
+    const int64_t row_end = row->offset + tensor_count(row->value), span_end = span->first + span->count;
+    *first = row->offset > span->first ? row->offset : span->first;
+    *end = row_end < span_end ? row_end : span_end;
+    return *first < *end;
+}
+
+/* Masters are divided: this rank's part of them, and the working copy, whole. */
+static enum status restore_divided(const struct params *params, const struct param *row, char *host) {
+    const struct ops *ops = params->ops;
+    for (int64_t s = 0; s < params->division.span_count; s++) {
+        const struct span *span = &params->division.spans[s];
+        int64_t first = 0, end = 0;
+        if (!row_in_span(row, span, &first, &end)) continue;
+        const char *from = host + (size_t)(first - row->offset) * dtype_size(ops->parameter);
+        TRY(ops->upload(ops, tensor_rows(span_values(params, span), first - span->first, end - first), from));
+    }
+    return values_upload(ops, row->working, (float *)(void *)host);
+}
+
 static enum status restore_value(struct checkpoint *checkpoint, const struct params *params, struct param *row, const char *name,
                                  char *host) {
     const struct ops *ops = params->ops;
     const int64_t count = tensor_count(row->value);
     TRY(checkpoint_read(checkpoint, name, ops->parameter, 0, count, host));
+    if (!row->value.data) return restore_divided(params, row, host);
     if (row->value.dtype == DTYPE_BF16) row->read_hash = hash_bytes(host, (size_t)count * dtype_size(ops->parameter));
     TRY(values_upload(ops, row->value, (float *)(void *)host));
     return params_wrote(params, row);
@@ -103,9 +125,8 @@ static enum status restore_moment(struct checkpoint *checkpoint, const struct pa
     const struct ops *ops = params->ops;
     for (int64_t s = 0; s < params->division.span_count; s++) {
         const struct span *span = &params->division.spans[s];
-        const int64_t row_end = row->offset + tensor_count(row->value), span_end = span->first + span->count;
-        const int64_t first = row->offset > span->first ? row->offset : span->first, end = row_end < span_end ? row_end : span_end;
-        if (first >= end) continue;
+        int64_t first = 0, end = 0;
+        if (!row_in_span(row, span, &first, &end)) continue;
         TRY(checkpoint_read(checkpoint, name, ops->parameter, first - row->offset, end - first, host));
         TRY(ops->upload(ops, tensor_rows(moment_of(params, part), span->state + first - span->first, end - first), host));
     }
@@ -154,7 +175,7 @@ static void slices_free(struct slices *slices) {
 static enum status bring_span(const struct params *params, const struct span *span, int part, size_t *used, char *copy,
                               const char **data) {
     const struct ops *ops = params->ops;
-    const struct tensor from = part == 0 ? span_elements(span, params->values) : span_state(span, moment_of(params, part));
+    const struct tensor from = part == 0 ? span_values(params, span) : span_state(span, moment_of(params, part));
     *data = copy ? copy + *used : from.data;
     if (!copy || span->count == 0) return STATUS_OK;
     TRY(ops->download(ops, from, copy + *used));
@@ -164,13 +185,10 @@ static enum status bring_span(const struct params *params, const struct span *sp
 
 /* The span's elements, in the host's memory at `data`, cut at the rows. */
 static void add_items(const struct params *params, const struct span *span, int part, const char *data, struct slices *slices) {
-    const int64_t begin = span->first, end = span->first + span->count;
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
-        if (!row->owned) continue;
-        int64_t row_end = row->offset + tensor_count(row->value);
-        int64_t first = row->offset > begin ? row->offset : begin, last = row_end < end ? row_end : end;
-        if (first >= last) continue;
+        int64_t first = 0, last = 0;
+        if (!row->owned || !row_in_span(row, span, &first, &last)) continue;
         char *name = slices->names[slices->count];
         snprintf(name, NAME_BYTES, "%s/%s", part_names[part], row->name);
         struct checkpoint_item *item = &slices->items[slices->count++];
@@ -179,7 +197,7 @@ static void add_items(const struct params *params, const struct span *span, int 
                                          .rank = row->rank,
                                          .first = first - row->offset,
                                          .count = last - first,
-                                         .data = data + (size_t)(first - begin) * dtype_size(row->value.dtype)};
+                                         .data = data + (size_t)(first - span->first) * dtype_size(row->value.dtype)};
         memcpy(item->shape, row->shape, sizeof item->shape);
     }
 }

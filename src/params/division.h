@@ -4,6 +4,7 @@
 #ifndef SQUINT_PARAMS_DIVISION_H
 #define SQUINT_PARAMS_DIVISION_H
 
+#include "comm/comm.h"
 #include "params/params.h"
 
 struct params_patterns { /* of one stage */
@@ -30,8 +31,17 @@ void division_part(const struct division *division, const struct bucket *bucket,
                    int64_t *count);
 /* Does the bucket train in the stage that runs now? */
 bool bucket_trains(const struct params *params, const struct bucket *bucket);
-/* The span's elements of a moments' block; of the values. */
+/* With ZeRO, where operations read working copies: from now on this rank keeps the values of its own spans alone, besides those of added
+ * rows. Once every value is there, before training begins; elsewhere it does nothing. STATUS_MEMORY. */
+enum status params_divide_masters(struct params *params);
+/* The way back: every rank has every value, as before params_divide_masters. Every rank calls it. STATUS_MEMORY. */
+enum status params_join_masters(struct params *params, struct comm *comm);
+
+/* The span's elements of a moments' block; of gradients or working copies; of the values. */
 struct tensor span_state(const struct span *span, struct tensor block);
 struct tensor span_elements(const struct span *span, struct tensor block);
+struct tensor span_values(const struct params *params, const struct span *span);
+/* A bucket of added rows in params->kept. */
+struct tensor bucket_kept(const struct params *params, const struct bucket *bucket);
 
 #endif

@@ -111,7 +111,8 @@ enum status params_share(const struct params *teacher, struct params *params) {
 }
 
 static void release_blocks(struct params *params) {
-    struct tensor *blocks[] = {&params->values, &params->grads, &params->m, &params->v, &params->workings};
+    struct tensor *blocks[] = {&params->values, &params->grads,   &params->m,   &params->v,
+                               &params->masters, &params->kept, &params->workings};
     for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
         if (tensor_present(*blocks[i])) params->ops->release(params->ops, blocks[i]->data);
         *blocks[i] = tensor_none();
@@ -149,7 +150,7 @@ int64_t params_elements(const struct params *params) {
 
 size_t params_bytes(const struct params *params) {
     return tensor_bytes(params->values) + tensor_bytes(params->workings) + tensor_bytes(params->grads) + tensor_bytes(params->m) +
-           tensor_bytes(params->v);
+           tensor_bytes(params->v) + tensor_bytes(params->masters) + tensor_bytes(params->kept);
 }
 
 int64_t params_layer(const struct param *row) {

@@ -35,7 +35,8 @@ struct param {
     bool owned;                 /* value lies in this table's own block */
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
-    /* value: ops->parameter; of a model that is only read it may be ops->real. working: what operations read, in ops->real; the value
+    /* value: ops->parameter; of a model that is only read it may be ops->real. Without memory (data NULL) where masters are divided and the
+     * row is not an added one. working: what operations read, in ops->real; the value
      * itself where that is its dtype, else a copy that params_wrote makes. grad: none when not owned by a trainer. */
     struct tensor value, working, grad;
     uint64_t read_hash; /* of the values as they were read, where `value` is narrower than ops->parameter; else 0 */
@@ -47,9 +48,9 @@ struct bucket {
     int64_t layer; /* params_layer's least of its rows: once the backward pass has left this layer its gradients are complete */
     int64_t row;   /* of the table, the first in it; all train in the same stages, and are added or not alike */
 };
-/* Elements that this rank updates; the first one's place in the moments' blocks. */
+/* Elements that this rank updates; the first one's place in the moments' and masters' blocks, and in `kept`: −1, it is not there. */
 struct span {
-    int64_t first, count, state;
+    int64_t first, count, state, kept;
 };
 struct division {
     int rank, size;
@@ -66,9 +67,12 @@ struct params {
     struct param *rows;
     int64_t count;
     int64_t owned_elements;
-    struct tensor values, grads; /* [owned_elements] each; grads: none for a model that only runs */
+    struct tensor values, grads; /* [owned_elements] each; grads: none for a model that only runs; values: none once masters are divided */
     struct division division;
     struct tensor m, v; /* [division.state_elements]: none before params_divide */
+    /* After params_divide_masters: values of this rank's spans [division.state_elements]; those of added rows, whole on every rank, for
+     * their kinds read them. */
+    struct tensor masters, kept;
     struct tensor workings;            /* [owned_elements] in ops->real, or none: operations read the values */
     bool shares_teacher;
     void *extra; /* memory of a row that was replaced by a longer one (learned positions beyond their table) */

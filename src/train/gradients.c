@@ -242,10 +242,17 @@ static enum status broadcast_rest(struct gradients *g, struct tensor rest) {
     return comm_agree(g->host, ops->upload(ops, rest, host.data));
 }
 
+/* Where every rank has the whole bucket: its values; where masters are divided the working copies, of added rows what is kept. */
+static struct tensor whole_bucket(const struct params *params, const struct bucket *bucket) {
+    if (tensor_present(params->values)) return tensor_rows(params->values, bucket->first, bucket->count);
+    if (params->rows[bucket->row].added) return bucket_kept(params, bucket);
+    return tensor_rows(params->workings, bucket->first, bucket->count);
+}
+
 static enum status return_bucket(struct gradients *g, int64_t place) {
     const struct bucket *bucket = bucket_at(g, place);
     const struct division *division = &g->params->division;
-    const struct tensor whole = tensor_rows(g->params->values, bucket->first, bucket->count);
+    const struct tensor whole = whole_bucket(g->params, bucket);
     const int64_t each = bucket->count / division->size, even = each * division->size;
     const struct tensor parts = tensor_rows(whole, 0, even);
     g->requests[place][0] = (struct comm_request){NULL};
@@ -260,13 +267,13 @@ static enum status return_bucket(struct gradients *g, int64_t place) {
 enum status gradients_return_values(struct gradients *g) {
     const struct params *params = g->params;
     if (g->count == 0 || !params->division.zero) return STATUS_OK;
-    for (int64_t place = 0; place < g->count; place++) TRY(return_bucket(g, place));
-    for (int64_t place = 0; place < g->count; place++) {
+    for (int64_t place = 0, begun = 0; place < g->count; place++) {
+        for (; begun < g->count && begun - place < g->window; begun++) TRY(return_bucket(g, begun));
         const struct bucket *bucket = bucket_at(g, place);
         if (g->carrier) TRY(comm_end(g->carrier, &g->requests[place][0]));
-        if (!tensor_present(params->workings)) continue;
-        TRY(params->ops->copy(params->ops, tensor_rows(params->values, bucket->first, bucket->count),
-                              tensor_rows(params->workings, bucket->first, bucket->count)));
+        const struct tensor whole = whole_bucket(params, bucket);
+        if (!tensor_present(params->workings) || whole.dtype == params->workings.dtype) continue;
+        TRY(params->ops->copy(params->ops, whole, tensor_rows(params->workings, bucket->first, bucket->count)));
     }
     return STATUS_OK;
 }

@@ -113,7 +113,7 @@ enum status optimizer_update(struct optimizer *optimizer, const struct config *c
         const struct span *span = &division->spans[s];
         arguments.part_count = gather_parts(optimizer, span, span->first, 0, config->train.weight_decay, step->l1);
         if (arguments.part_count == 0) continue;
-        arguments.value = span_elements(span, params->values);
+        arguments.value = span_values(params, span);
         arguments.grad = span_elements(span, params->grads);
         arguments.m = span_state(span, params->m);
         arguments.v = span_state(span, params->v);

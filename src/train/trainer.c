@@ -8,6 +8,7 @@
 #include "eval/evaluate.h"
 #include "io/checkpoint.h"
 #include "io/huggingface.h"
+#include "params/division.h"
 #include "train/record.h"
 #include "train/saving.h"
 #include "train/schedule.h"
@@ -197,6 +198,7 @@ static enum status save_model(struct trainer *t, bool trained) {
     struct run *run = t->run;
     char *path = NULL;
     if (!run->config->from_scratch) return STATUS_OK;
+    TRY(params_join_masters(&run->student.params, run->comm));
     TRY(saving_path(run, "model", &path));
     enum status status = comm_rank(run->comm) == 0 ? write_model(run, path, trained) : STATUS_OK;
     status = comm_agree(run->comm, status);
@@ -257,6 +259,7 @@ static enum status prepare(struct trainer *t) {
                  t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
     }
     if (!resumed) TRY(comm_agree(run->comm, run_calibrate(run)));
+    TRY(comm_agree(run->comm, params_divide_masters(&run->student.params)));
     TRY(plan_stages(t));
     TRY(record_open(run, t->state.total, resumed, &t->record));
     /* From a path: a checkpoint here at once, so that the next life goes on from it and not from the beginning. */

@@ -68,6 +68,23 @@ done
 check "two ranks" mpirun --oversubscribe --quiet -np 2 "$gpu" train kl.yaml --device=cuda --run=kl-two
 check "two ranks like one" "$compare" kl-f32 kl-two 1e-4
 
+# ZeRO: in bf16 the masters are divided as well; buckets that do not come out even, in number or length.
+for recipe in lm kl; do
+    two=(mpirun --oversubscribe --quiet -np 2 "$gpu" train $recipe.yaml --device=cuda --precision=bf16 --parallel.bucket_mib=0.003)
+    check "$recipe, two ranks in bf16" "${two[@]}" --run=$recipe-two16
+    check "$recipe, two ranks in bf16, ZeRO" "${two[@]}" --parallel.zero=true --run=$recipe-zero16
+    check "$recipe, ZeRO like none" "$compare" $recipe-two16 $recipe-zero16 1e-6
+    check "$recipe, no overlap" "${two[@]}" --parallel.zero=true --parallel.overlap=false --run=$recipe-whole16
+    check "$recipe, no overlap: the same bits" "$compare" $recipe-zero16 $recipe-whole16 0 6
+    cp -r $recipe-zero16 $recipe-again16 && rm -rf $recipe-again16/checkpoints/step-00000006 $recipe-again16/model
+    check "$recipe, ZeRO goes on" "${two[@]}" --parallel.zero=true --run=$recipe-again16
+    check "$recipe, ZeRO goes on: the same bits" "$compare" $recipe-zero16 $recipe-again16 0 6
+    rm -rf $recipe-zero16/checkpoints/step-00000006 $recipe-zero16/model
+    check "$recipe, ZeRO, then one rank without" "$gpu" train $recipe.yaml --device=cuda --precision=bf16 --run=$recipe-zero16
+    check "$recipe, ZeRO, then one rank without: the same run" "$compare" $recipe-bf16 $recipe-zero16 1e-2
+done
+check "the model that ZeRO leaves is whole" cmp lm-whole16/model/model.safetensors lm-again16/model/model.safetensors
+
 figures() { "$@" --data c-valid-*.h5 --length 24 --json - 2>/dev/null | grep -oE '"(kl|ce)": [0-9.e-]+' | head -n 2; }
 rounded() { sed -E 's/(\.[0-9]{4})[0-9]*/\1/'; }
 check "evaluation as on the CPU" test "$(figures "$cpu" eval --model kl-cpu --teacher teacher/model | rounded)" = \

@@ -12,8 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { VOCABULARY = 31, T = 8, BATCH = 6 };
-enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_ATTENTION, DEED_BACKWARD, DEED_FAIL };
+enum { VOCABULARY = 31, T = 8, BATCH = 6, LAYERS = 3 };
+enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_ATTENTION, DEED_BACKWARD, DEED_FAIL, DEED_FAIL_HALFWAY };
 
 static struct comm *comm;
 static int rank, size;
@@ -40,18 +40,21 @@ static enum status spoiled_attention(const struct ops *table, const struct atten
     return STATUS_OK;
 }
 
+/* Halfway: the other ranks, and this one, have gradients of the layers above under way. */
 static enum status spoiled_backward(const struct ops *table, const struct attention_backward *arguments) {
+    static int calls;
+    if (rank == size - 1 && deed == DEED_FAIL_HALFWAY && calls++ % LAYERS == 1) return error_set(STATUS_MEMORY, "no memory halfway");
     TRY(real_ops->attention_backward(table, arguments));
     if (rank == size - 1 && deed == DEED_BACKWARD) ((float *)arguments->dk.data)[0] = INFINITY;
     return STATUS_OK;
 }
 
-static void open_all(struct config *config, struct run *run, struct distill *d) {
+static void open_all(const char *parallel, struct config *config, struct run *run, struct distill *d) {
     char recipe[2048];
     snprintf(recipe, sizeof recipe,
-             "run: none\nfrom_scratch: {layers: 1, heads: 2, width: 8}\ndata: {train: %s/s.h5}\n"
+             "run: none\nfrom_scratch: {layers: %d, heads: 2, width: 8}\ndata: {train: %s/s.h5}\nparallel: {%s}\n"
              "stages: [{name: lm, objective: lm, train: all, length: %d, batch: %d, steps: 10, lr: 1e-2}]\n",
-             folder, T, BATCH);
+             LAYERS, folder, parallel, T, BATCH);
     CHECK_OK(config_parse("recipe.yaml", recipe, strlen(recipe), NULL, 0, config));
     CHECK_OK(run_open(config, comm, &ops, NULL, run));
     struct stage_memory memory;
@@ -76,8 +79,7 @@ static void check_same_values(const struct params *params) {
     assert_true(largest == smallest);
 }
 
-static void test_bad_rank(void **state) {
-    (void)state;
+static void bad_rank(const char *parallel) {
     struct config config;
     struct run run;
     struct distill d;
@@ -85,12 +87,12 @@ static void test_bad_rank(void **state) {
     struct step_settings settings = {.update = 1, .lr = 1e-2};
     uint64_t before = 0, after = 0;
     char expected[128];
-    open_all(&config, &run, &d);
+    open_all(parallel, &config, &run, &d);
     CHECK_OK(params_hash(&run.student.params, &before));
     static const char *const places[] = {[DEED_GRADIENT] = "the gradient that the head sends back",
                                          [DEED_LOSS] = "",
                                          [DEED_ATTENTION] = "layer 0, head 1, full",
-                                         [DEED_BACKWARD] = "layer 0, head 0, the gradient of its keys"};
+                                         [DEED_BACKWARD] = "layer 2, head 0, the gradient of its keys"};
     for (deed = DEED_GRADIENT; deed < DEED_FAIL; deed++) {
         CHECK_OK(distill_step(&d, &settings, &result));
         assert_true(result.skipped);
@@ -104,10 +106,11 @@ static void test_bad_rank(void **state) {
         CHECK_OK(params_hash(&run.student.params, &after));
         assert_true(before == after);
     }
-    deed = DEED_FAIL;
-    assert_int_equal(distill_step(&d, &settings, &result), STATUS_MEMORY);
-    assert_non_null(strstr(error_message(), "no memory for a test"));
-    error_clear();
+    for (deed = DEED_FAIL; deed <= DEED_FAIL_HALFWAY; deed++) {
+        assert_int_equal(distill_step(&d, &settings, &result), STATUS_MEMORY);
+        assert_non_null(strstr(error_message(), deed == DEED_FAIL ? "no memory for a test" : "no memory halfway"));
+        error_clear();
+    }
     deed = DEED_NONE;
     CHECK_OK(distill_step(&d, &settings, &result));
     assert_false(result.skipped);
@@ -118,6 +121,13 @@ static void test_bad_rank(void **state) {
     run_close(&run);
     run_close(&run);
     config_free(&config);
+}
+
+static void test_bad_rank(void **state) {
+    (void)state;
+    bad_rank("overlap: false");
+    bad_rank("bucket_mib: 0.001");
+    bad_rank("bucket_mib: 0.001, zero: true, reduce: bf16");
 }
 
 /* A recipe that is wrong on one rank alone (its shard cannot be seen there) ends on all. */
