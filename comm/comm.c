@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 enum { MESSAGE_BYTES = 2048 }; /* what error.h keeps */
+enum { WHOM_BYTES = 512 };     /* for the names of late ranks */
 
 /* Given-up operations: the library may still write into what they have posted, so their memory stays until the end. */
 static struct comm_operation *volatile abandoned;
@@ -43,6 +44,7 @@ enum status comm_new(const struct comm_options *options, struct comm **comm) {
     **comm = (struct comm){.size = 1,
                            .node_size = 1,
                            .deadline_s = deadline_s,
+                           .ending = options ? options->ending : NULL,
                            .step = -1,
                            .piece_bytes = 16 << 20,
                            .message_bytes = 1 << 30,
@@ -230,6 +232,31 @@ static void pause_between_polls(int idle_polls) {
     nanosleep(&(struct timespec){.tv_nsec = microseconds * 1000}, NULL);
 }
 
+/* mpirun ends a job, because a rank has died or a machine is lost, by SIGTERM, and a second later by SIGKILL. Who waits
+ * by then waits for the dead: mpirun names them, but neither the collective nor the step. */
+enum { ENDING_MS = 200 };
+
+static void tell_when_ending(const struct comm *comm, const struct comm_operation *operation, double *since_s) {
+    bool (*ending)(void) = comm->host ? comm->host->ending : comm->ending;
+    char whom[WHOM_BYTES], where[96];
+    if (!ending || *since_s < 0 || !ending()) return;
+    double now_s = time_now_s();
+    if (*since_s == 0) *since_s = now_s;
+    if (now_s - *since_s < 1e-3 * ENDING_MS) return;
+    comm->backend->late(comm, operation, whom, sizeof whom);
+    fprintf(stderr, "squint: rank %d: %s: told to end while it waits for %s\n", comm->rank,
+            comm_place(comm, operation->name, where), whom);
+    *since_s = -1; /* once */
+}
+
+static enum status give_up(struct comm *comm, struct comm_operation *operation) {
+    char whom[WHOM_BYTES], where[96];
+    comm->backend->late(comm, operation, whom, sizeof whom);
+    if (comm->backend->cancel) comm->backend->cancel(operation);
+    return failed(comm, error_set(STATUS_COMM, "rank %d: %s: waited %g s for %s", comm->rank,
+                                  comm_place(comm, operation->name, where), comm->deadline_s, whom));
+}
+
 /* It has ended. */
 static void retire(struct comm *comm, struct comm_operation *operation) {
     unlink_operation(comm, operation);
@@ -238,20 +265,16 @@ static void retire(struct comm *comm, struct comm_operation *operation) {
 }
 
 static enum status finish(struct comm *comm, struct comm_operation *operation) {
-    double begun_s = time_now_s();
+    double begun_s = time_now_s(), ending_since_s = 0;
     int idle_polls = 0;
     for (bool done = false, moved = false;;) {
         enum status status = comm->backend->poll(comm, operation, &done, &moved);
         if (status != STATUS_OK) return failed(comm, status);
         if (done) break;
         idle_polls = moved ? 0 : idle_polls + 1;
-        if (idle_polls > 0 && time_now_s() - begun_s > comm->deadline_s) {
-            char whom[160], where[96];
-            comm->backend->give_up(comm, operation, whom, sizeof whom);
-            return failed(comm, error_set(STATUS_COMM, "rank %d: %s: waited %g s for %s", comm->rank,
-                                          comm_place(comm, operation->name, where), comm->deadline_s, whom));
-        }
+        if (idle_polls > 0 && time_now_s() - begun_s > comm->deadline_s) return give_up(comm, operation);
         if (!moved) {
+            tell_when_ending(comm, operation, &ending_since_s);
             poll_others(comm, operation);
             pause_between_polls(idle_polls);
         }

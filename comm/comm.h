@@ -1,6 +1,7 @@
 /* Ranks talking to each other. The caller does not know over what: MPI for host memory, NCCL for device memory.
  * Every collective must be called by every rank, in the same order. Each has a deadline: when another rank does not
- * come, the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step). */
+ * come, the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step), and, when
+ * the ranks are on several machines, the late one's host. */
 #ifndef SQUINT_COMM_COMM_H
 #define SQUINT_COMM_COMM_H
 
@@ -13,6 +14,9 @@ enum comm_reduce { COMM_SUM, COMM_MAX, COMM_MIN };
 
 struct comm_options {
     double deadline_s; /* of every collective; 0: the default, 600 s ($SQUINT_DEADLINE_S overrides it) */
+    /* True once this process has been told to end and will soon be killed: a rank that waits for others then says for
+     * whom, on standard error, and waits on. NULL: nobody asks. */
+    bool (*ending)(void);
 };
 
 /* Starts MPI, when no launcher is there with one rank, and makes *comm over all ranks. One call a process. */

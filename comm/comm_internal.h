@@ -37,8 +37,9 @@ struct comm_backend {
     enum status (*start)(struct comm *comm, struct comm_operation *operation);
     /* *done: everything has arrived and been sent. *moved: something has happened since the last call. */
     enum status (*poll)(struct comm *comm, struct comm_operation *operation, bool *done, bool *moved);
-    /* Gives up a late operation, and writes whom it waited for ("rank 2", "ranks 1, 3") into `text`. */
-    void (*give_up)(struct comm *comm, struct comm_operation *operation, char *text, size_t capacity);
+    /* Writes whom the operation waits for ("rank 2", "rank 1, 3 on host b") into `text`. */
+    void (*late)(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity);
+    void (*cancel)(struct comm_operation *operation); /* gives it up; NULL: nothing to do */
     void (*free_operation)(struct comm_operation *operation); /* `messages` and `scratch` */
     enum status (*close)(struct comm *comm, bool faulted);
     void (*abort)(struct comm *comm, int exit_code) __attribute__((noreturn));
@@ -52,6 +53,7 @@ struct comm {
     int gpu_ranks; /* with `host`: ranks on this one's GPU, itself included */
     char description[64];
     double deadline_s;
+    bool (*ending)(void); /* see struct comm_options */
     int64_t step;         /* -1: none */
     bool faulted;         /* a collective failed: the ranks no longer agree on what comes next */
     size_t piece_bytes;   /* a reduction works in pieces of this size, which bounds its scratch memory */

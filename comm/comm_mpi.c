@@ -6,10 +6,14 @@
 
 #include "base/memory.h"
 
+#include <math.h>
 #include <mpi.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/time.h>
+#include <unistd.h>
 
 /* Open MPI's plug-ins keep what they allocate until they are unloaded at the end, when the leak checker of a sanitized
  * build can no longer name them, and so not pass over them: there, nothing is unloaded. */
@@ -28,10 +32,13 @@ int dlclose(void *handle) {
 }
 #endif
 
+enum { HOST_BYTES = 64 };
+
 struct mpi {
     MPI_Comm world;
     uint32_t tag_count; /* tags go round below this */
     uint32_t next_tag;
+    char (*hosts)[HOST_BYTES]; /* of every rank; NULL: all are on one machine */
 };
 
 /* The transfers of an operation: requests[i] with rank peers[i]. */
@@ -44,10 +51,10 @@ struct transfers {
 };
 
 static enum status mpi_failure(const struct comm *comm, const char *name, int code) {
-    char text[MPI_MAX_ERROR_STRING] = "unknown error";
+    char text[MPI_MAX_ERROR_STRING] = "unknown error", where[96];
     int length = 0;
     MPI_Error_string(code, text, &length);
-    return error_set(STATUS_COMM, "rank %d: %s: %s", comm->rank, name, text);
+    return error_set(STATUS_COMM, "rank %d: %s: %s", comm->rank, comm_place(comm, name, where), text);
 }
 
 #define TRY_MPI(comm, name, call)                                                                                      \
@@ -306,11 +313,29 @@ static enum status next_phase(struct comm *comm, struct comm_operation *operatio
 static enum status check_length(const struct comm *comm, const struct comm_operation *operation, int outcome) {
     const struct transfers *transfers = operation->messages;
     int message = transfers->completed[outcome], peer = transfers->peers[message], found = 0;
+    char where[96];
     if (peer < 0) return STATUS_OK;
     TRY_MPI(comm, operation->name, MPI_Get_count(&transfers->statuses[outcome], MPI_BYTE, &found));
     if (found == transfers->bytes[message]) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank, operation->name,
-                     transfers->bytes[message], peer, found);
+    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank,
+                     comm_place(comm, operation->name, where), transfers->bytes[message], peer, found);
+}
+
+/* MPI_Testsome's own code says only that one of them failed. */
+static enum status transfer_failure(const struct comm *comm, const struct comm_operation *operation, int completed,
+                                    int code) {
+    const struct transfers *transfers = operation->messages;
+    char text[MPI_MAX_ERROR_STRING] = "unknown error", where[96];
+    int length = 0;
+    for (int i = 0; code == MPI_ERR_IN_STATUS && i < completed; i++) {
+        int error = transfers->statuses[i].MPI_ERROR, peer = transfers->peers[transfers->completed[i]];
+        if (error == MPI_SUCCESS || error == MPI_ERR_PENDING) continue;
+        MPI_Error_string(error, text, &length);
+        return error_set(STATUS_COMM, "rank %d: %s: what %s rank %d: %s", comm->rank,
+                         comm_place(comm, operation->name, where), peer < 0 ? "goes to" : "comes from",
+                         peer < 0 ? -1 - peer : peer, text);
+    }
+    return mpi_failure(comm, operation->name, code);
 }
 
 static enum status mpi_poll(struct comm *comm, struct comm_operation *operation, bool *done, bool *moved) {
@@ -319,9 +344,9 @@ static enum status mpi_poll(struct comm *comm, struct comm_operation *operation,
         struct transfers *transfers = operation->messages;
         int outcome = MPI_UNDEFINED, all = 1;
         if (operation->message_count > 0) {
-            TRY_MPI(comm, operation->name,
-                    MPI_Testsome(operation->message_count, transfers->requests, &outcome, transfers->completed,
-                                 transfers->statuses));
+            int code = MPI_Testsome(operation->message_count, transfers->requests, &outcome, transfers->completed,
+                                    transfers->statuses);
+            if (code != MPI_SUCCESS) return transfer_failure(comm, operation, outcome, code);
             all = outcome == MPI_UNDEFINED;
             for (int i = 0; !all && i < outcome; i++) TRY(check_length(comm, operation, i));
         }
@@ -333,12 +358,12 @@ static enum status mpi_poll(struct comm *comm, struct comm_operation *operation,
     return STATUS_OK;
 }
 
-static void mpi_give_up(struct comm *comm, struct comm_operation *operation, char *text, size_t capacity) {
-    struct transfers *transfers = operation->messages;
+/* Who has not sent is late for certain; who has not taken what we sent matters when nobody else is to blame. */
+static void mpi_late(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity) {
+    const struct mpi *mpi = comm->state;
+    const struct transfers *transfers = operation->messages;
     size_t used = 0;
-    int named = 0;
-    text[0] = '\0';
-    /* Who has not sent is late for certain; who has not taken what we sent matters when nobody else is to blame. */
+    int named = 0, left_out = 0, before = -1;
     for (int sends = 0; sends < 2 && named == 0; sends++) {
         for (int rank = 0; rank < comm->size; rank++) {
             bool pending = false;
@@ -346,11 +371,24 @@ static void mpi_give_up(struct comm *comm, struct comm_operation *operation, cha
                 int peer = sends ? -1 - rank : rank;
                 if (transfers->peers[i] == peer && transfers->requests[i] != MPI_REQUEST_NULL) pending = true;
             }
-            if (!pending || used + 16 >= capacity) continue;
+            if (!pending) continue;
+            if (used + 2 * sizeof *mpi->hosts + 48 >= capacity) {
+                left_out++;
+                continue;
+            }
+            if (mpi->hosts && named && strcmp(mpi->hosts[before], mpi->hosts[rank]) != 0)
+                used += (size_t)snprintf(text + used, capacity - used, " on host %s", mpi->hosts[before]);
             used += (size_t)snprintf(text + used, capacity - used, "%s%d", named++ ? ", " : "rank ", rank);
+            before = rank;
         }
     }
-    if (named == 0) snprintf(text, capacity, "the other ranks");
+    if (named == 0) used = (size_t)snprintf(text, capacity, "the other ranks");
+    if (mpi->hosts && named) used += (size_t)snprintf(text + used, capacity - used, " on host %s", mpi->hosts[before]);
+    if (left_out) snprintf(text + used, capacity - used, " and %d more", left_out);
+}
+
+static void mpi_cancel(struct comm_operation *operation) {
+    struct transfers *transfers = operation->messages;
     for (int i = 0; i < operation->message_count; i++) {
         if (transfers->peers[i] >= 0 && transfers->requests[i] != MPI_REQUEST_NULL) MPI_Cancel(&transfers->requests[i]);
     }
@@ -369,17 +407,50 @@ static void mpi_free_operation(struct comm_operation *operation) {
     free(operation->scratch);
 }
 
+/* --- starting and ending MPI ------------------------------------------------------------------------------------ */
+
+/* MPI_Init and MPI_Finalize wait for every rank, for ever: only an alarm gets out of them, and only by ending the
+ * process. They may take as long as a collective, and what a loaded machine needs to start a program. */
+enum { OWN_TIME_S = 10 };
+static char limit_text[160];
+static struct sigaction before_limit;
+
+static void limit_passed(int number) {
+    (void)number;
+    ssize_t unused = write(STDERR_FILENO, limit_text, strlen(limit_text));
+    (void)unused;
+    _exit(status_exit_code(STATUS_COMM));
+}
+
+static void begin_limit(const struct comm *comm, const char *what) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    double limit_s = fmin(comm->deadline_s, 1e8) + OWN_TIME_S;
+    struct sigaction action = {.sa_handler = limit_passed};
+    snprintf(limit_text, sizeof limit_text, "squint: rank %s: %s: waited %g s for the other ranks\n", rank ? rank : "?",
+             what, limit_s);
+    sigaction(SIGALRM, &action, &before_limit);
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {.tv_sec = (time_t)limit_s}}, NULL);
+}
+
+static void end_limit(void) {
+    setitimer(ITIMER_REAL, &(struct itimerval){.it_value = {0}}, NULL);
+    sigaction(SIGALRM, &before_limit, NULL);
+}
+
 /* --- opening and closing ---------------------------------------------------------------------------------------- */
 
 static enum status mpi_close(struct comm *comm, bool faulted) {
     struct mpi *mpi = comm->state;
     enum status status = STATUS_OK;
     if (!faulted) {
+        begin_limit(comm, "ending MPI");
         MPI_Comm_free(&mpi->world);
         int code = MPI_Finalize();
+        end_limit();
         if (code != MPI_SUCCESS)
             status = error_set(STATUS_COMM, "rank %d: MPI does not end: code %d", comm->rank, code);
     }
+    free(mpi->hosts);
     free(mpi);
     comm->state = NULL;
     return status;
@@ -395,7 +466,8 @@ static void __attribute__((noreturn)) mpi_abort(struct comm *comm, int exit_code
 static const struct comm_backend mpi_backend = {
     .start = mpi_start,
     .poll = mpi_poll,
-    .give_up = mpi_give_up,
+    .late = mpi_late,
+    .cancel = mpi_cancel,
     .free_operation = mpi_free_operation,
     .close = mpi_close,
     .abort = mpi_abort,
@@ -410,6 +482,19 @@ static void describe(struct comm *comm) {
     char *version = strstr(text, " v");
     if (version) memmove(version + 1, version + 2, strlen(version + 2) + 1);
     snprintf(comm->description, sizeof comm->description, "%.*s", (int)sizeof comm->description - 1, text);
+}
+
+/* Which machine each rank is on, for messages. */
+static enum status gather_hosts(const struct comm *comm, struct mpi *mpi) {
+    char host[MPI_MAX_PROCESSOR_NAME] = "";
+    int length = 0;
+    if (comm->node_size == comm->size) return STATUS_OK;
+    TRY(memory_new((size_t)comm->size, sizeof *mpi->hosts, "the ranks' hosts", &mpi->hosts));
+    TRY_MPI(comm, "starting MPI", MPI_Get_processor_name(host, &length));
+    host[HOST_BYTES - 1] = '\0';
+    TRY_MPI(comm, "starting MPI",
+            MPI_Allgather(host, HOST_BYTES, MPI_CHAR, mpi->hosts, HOST_BYTES, MPI_CHAR, mpi->world));
+    return STATUS_OK;
 }
 
 static enum status describe_world(struct comm *comm, struct mpi *mpi) {
@@ -437,10 +522,14 @@ enum status comm_mpi_open(struct comm *comm) {
     if (initialised) return error_set(STATUS_FAILED, "MPI has already been started: it can be started once a process");
     TRY(memory_new(1, sizeof *mpi, "a communicator", &mpi));
     /* Only one thread talks to MPI, while others (OpenMP) compute. */
+    begin_limit(comm, "starting MPI");
     int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
     enum status status = code == MPI_SUCCESS ? STATUS_OK : error_set(STATUS_COMM, "MPI does not start: code %d", code);
     if (status == STATUS_OK) status = describe_world(comm, mpi);
+    if (status == STATUS_OK) status = gather_hosts(comm, mpi);
+    end_limit();
     if (status != STATUS_OK) {
+        free(mpi->hosts);
         free(mpi);
         return status;
     }

@@ -226,7 +226,7 @@ static enum status nccl_poll(struct comm *comm, struct comm_operation *operation
     return STATUS_OK;
 }
 
-static void nccl_give_up(struct comm *comm, struct comm_operation *operation, char *text, size_t capacity) {
+static void nccl_late(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity) {
     (void)comm;
     (void)operation;
     snprintf(text, capacity, "the other ranks (NCCL does not say which)");
@@ -310,7 +310,7 @@ static void __attribute__((noreturn)) nccl_abort(struct comm *comm, int exit_cod
 static const struct comm_backend nccl_backend = {
     .start = nccl_start,
     .poll = nccl_poll,
-    .give_up = nccl_give_up,
+    .late = nccl_late,
     .free_operation = nccl_free_operation,
     .close = nccl_close,
     .abort = nccl_abort,

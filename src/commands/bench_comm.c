@@ -11,6 +11,7 @@
 #include "comm/comm.h"
 #include "commands/command.h"
 #include "commands/device.h"
+#include "commands/ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -144,7 +145,7 @@ done:
         b.ops->release(b.ops, b.receive.data);
         b.ops->close(b.ops);
     }
-    if (b.comm && comm_rank(b.comm) != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    if (b.comm) ranks_leave_message(comm_rank(b.comm), status);
     KEEP_FIRST(status, comm_close(&b.comm));
     options_free(&of_sizes);
     return status;

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "comm/comm.h"
 #include "commands/commands.h"
+#include "commands/ranks.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -55,7 +56,7 @@ static enum status work(const struct prep_options *options, bool json) {
         status = json ? prep_print_json(stdout, options, &summary) : prep_print(stdout, options, &summary);
     }
     KEEP_FIRST(status, comm_close(&comm));
-    if (rank != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    ranks_leave_message(rank, status);
     return status;
 }
 

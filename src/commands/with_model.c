@@ -1,5 +1,6 @@
 /* See with_model.h. */
 #include "commands/with_model.h"
+#include "commands/ranks.h"
 
 #include "base/log.h"
 #include "base/machine.h"
@@ -61,6 +62,6 @@ enum status with_model_close(struct with_model *with, enum status status) {
     if (with->ops) with->ops->close(with->ops);
     with->ops = NULL;
     KEEP_FIRST(status, comm_close(&with->comm));
-    if (rank != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    ranks_leave_message(rank, status);
     return status;
 }

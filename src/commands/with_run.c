@@ -2,13 +2,16 @@
 #include "commands/with_run.h"
 
 #include "commands/device.h"
+#include "commands/ranks.h"
 
 #include "base/file.h"
 #include "base/log.h"
 #include "base/machine.h"
 #include "base/memory.h"
 #include "data-prep/tokenizer.h"
+#include "train/signals.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -70,12 +73,31 @@ static enum status read_here(const char *command, const struct option_list *word
     return open_device(with);
 }
 
+/* A launcher that ends a job sends SIGCONT, in case a rank is stopped, and SIGTERM. By the latter alone, or SIGUSR1, one is
+ * asked to save and stop, which may well take its time. */
+static volatile sig_atomic_t continued;
+
+static void note_continued(int number) {
+    (void)number;
+    continued = 1;
+}
+
+static void watch_ending(void) {
+    struct sigaction action = {.sa_handler = note_continued, .sa_flags = SA_RESTART};
+    sigaction(SIGCONT, &action, NULL);
+}
+
+static bool being_ended(void) {
+    return continued && signals_stop_requested();
+}
+
 enum status with_run_open(const char *command, const struct option_list *words, const struct option_list *overrides,
                           struct with_run *with) {
     char *tokenizer = NULL;
     uint64_t hash = 0;
     *with = (struct with_run){0};
-    TRY(comm_open(NULL, &with->comm));
+    watch_ending();
+    TRY(comm_open(&(struct comm_options){.ending = being_ended}, &with->comm));
     log_start(comm_rank(with->comm), false);
     enum status status = read_here(command, words, overrides, with, &tokenizer, &hash);
     status = comm_agree(with->comm, status);
@@ -96,6 +118,6 @@ enum status with_run_close(struct with_run *with, enum status status) {
     with->ops = NULL;
     config_free(&with->config);
     KEEP_FIRST(status, comm_close(&with->comm));
-    if (rank != 0) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    ranks_leave_message(rank, status);
     return status;
 }

@@ -16,7 +16,7 @@ struct with_run {
  * same. */
 enum status with_run_open(const char *command, const struct option_list *words, const struct option_list *overrides,
                           struct with_run *with);
-/* Closes everything; returns `status`, with the message on rank 0 only. */
+/* Closes everything; returns `status`. Who has its message: ranks.h. */
 enum status with_run_close(struct with_run *with, enum status status);
 
 #endif

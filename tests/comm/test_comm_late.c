@@ -89,7 +89,21 @@ static void test_out_of_step(void **state) {
                                  : comm_send_receive(comm, tensor_none(), -1, tensor_none(), -1),
                      rank == 1 ? STATUS_COMM : STATUS_OK);
     if (rank == 1) {
-        assert_non_null(strstr(error_message(), "rank 1: send_receive: expected 8 bytes from rank 0, found 4"));
+        assert_non_null(
+            strstr(error_message(), "rank 1: send_receive at step 12: expected 8 bytes from rank 0, found 4"));
+        error_clear();
+        mend();
+    }
+    /* More bytes than there is room for. */
+    comm->deadline_s = 60;
+    assert_int_equal(comm_barrier(comm), STATUS_OK);
+    comm->deadline_s = 0.5;
+    assert_int_equal(rank == 0   ? comm_send_receive(comm, tensor_1d(x, DTYPE_F32, 4), 1, tensor_none(), -1)
+                     : rank == 1 ? comm_send_receive(comm, tensor_none(), -1, tensor_1d(&y, DTYPE_I64, 1), 0)
+                                 : comm_send_receive(comm, tensor_none(), -1, tensor_none(), -1),
+                     rank == 1 ? STATUS_COMM : STATUS_OK);
+    if (rank == 1) {
+        assert_non_null(strstr(error_message(), "rank 1: send_receive at step 12: what comes from rank 0: "));
         error_clear();
         mend();
     }
