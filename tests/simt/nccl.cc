@@ -20,11 +20,11 @@ enum status poll(struct comm *comm, struct comm_operation *operation, bool *done
     return comm->host->backend->poll(comm->host, operation, done, moved);
 }
 
-void give_up(struct comm *comm, struct comm_operation *operation, char *text, size_t capacity) {
-    comm->host->backend->give_up(comm->host, operation, text, capacity);
+void late(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity) {
+    comm->host->backend->late(comm->host, operation, text, capacity);
 }
 
-comm_backend backend; // but for free_operation, MPI's
+comm_backend backend; // what is not here is MPI's
 
 enum status close(struct comm *, bool) {
     return STATUS_OK;
@@ -45,7 +45,8 @@ extern "C" enum status comm_open_nccl(struct comm *host, void *stream, struct co
     TRY(comm_agree(host, comm_new(nullptr, &comm)));
     backend.start = start;
     backend.poll = poll;
-    backend.give_up = give_up;
+    backend.late = late;
+    backend.cancel = host->backend->cancel;
     backend.free_operation = host->backend->free_operation;
     backend.close = close;
     backend.abort = abort_ranks;
