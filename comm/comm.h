@@ -1,7 +1,7 @@
 /* Ranks talking to each other. The caller does not know over what: MPI for host memory, NCCL for device memory.
- * Every collective must be called by every rank, in the same order. Each has a deadline: when another rank does not
- * come, the call fails with STATUS_COMM and a message that names rank, collective and step (comm_set_step), and, when
- * the ranks are on several machines, the late one's host. */
+ * Every collective must be called by every rank, in the same order; one thread at a time calls. Each has a deadline:
+ * when another rank does not come, the call fails with STATUS_COMM and a message that names rank, collective and step
+ * (comm_set_step), and, when the ranks are on several machines, the late one's host. */
 #ifndef SQUINT_COMM_COMM_H
 #define SQUINT_COMM_COMM_H
 

@@ -521,10 +521,13 @@ enum status comm_mpi_open(struct comm *comm) {
     MPI_Initialized(&initialised);
     if (initialised) return error_set(STATUS_FAILED, "MPI has already been started: it can be started once a process");
     TRY(memory_new(1, sizeof *mpi, "a communicator", &mpi));
-    /* Only one thread talks to MPI, while others (OpenMP) compute. */
+    /* One thread at a time talks to MPI, while others (OpenMP) compute. */
     begin_limit(comm, "starting MPI");
-    int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
+    int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &provided);
     enum status status = code == MPI_SUCCESS ? STATUS_OK : error_set(STATUS_COMM, "MPI does not start: code %d", code);
+    if (status == STATUS_OK && provided < MPI_THREAD_SERIALIZED) {
+        status = error_set(STATUS_COMM, "MPI: expected one that several threads may use in turn, found level %d", provided);
+    }
     if (status == STATUS_OK) status = describe_world(comm, mpi);
     if (status == STATUS_OK) status = gather_hosts(comm, mpi);
     end_limit();

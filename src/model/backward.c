@@ -6,11 +6,6 @@ static struct tensor grad_of(const struct param *row) { return row && row->train
 
 static bool trained(const struct param *row) { return row && row->trained; }
 
-/* An operation is done: whoever works beside the pass gets a turn. */
-static void give_turn(const struct plan *plan) {
-    if (plan->beside) plan->beside(plan->beside_user);
-}
-
 static enum status norm_gradient(const struct model *model, const struct param *weight, const struct param *bias,
                                  struct tensor dy, struct tensor x, struct tensor mean, struct tensor rstd,
                                  struct tensor dx, bool overwrite) {
@@ -31,15 +26,12 @@ static enum status mlp_backward(struct plan *plan, int64_t layer) {
     struct tensor d_up = model->config.type == MODEL_LLAMA ? s->pre : plan->d_h;
     /* Where h was not saved its memory is d_h, and down does not train. */
     TRY(linear_backward(model, &p->down, plan->d_x, s->h, tensor_none(), tensor_none(), plan->d_h));
-    give_turn(plan);
     if (model->config.type == MODEL_LLAMA) {
         TRY(ops->swiglu_backward(ops, plan->d_h, s->pre, d_up));
     } else {
         TRY(ops->gelu_backward(ops, plan->d_h, s->pre, d_up));
     }
-    give_turn(plan);
     TRY(linear_backward(model, &p->up, d_up, s->n2, tensor_none(), tensor_none(), plan->d_n));
-    give_turn(plan);
     TRY(norm_gradient(model, p->norm2, p->norm2_bias, plan->d_n, s->middle, s->mean2, s->rstd2, plan->d_x, false));
     return probe_look(plan, layer, "the MLP's gradient", plan->d_x);
 }
@@ -79,15 +71,12 @@ static enum status attention_backward(struct plan *plan, int64_t layer, bool inp
     const struct layer_params *p = &plan->params[layer];
     struct layer_saved *s = &plan->saved[layer];
     TRY(linear_backward(model, &p->out, plan->d_x, s->o, s->out_low, plan->d_low, plan->d_o));
-    give_turn(plan);
     bool through_norm = input_needed || trained(p->norm1) || trained(p->norm1_bias);
     bool reads_x = model->layers[layer].kind->reads_x && through_norm;
     struct attention_pass pass = attention_pass_of(plan, layer, s->n1, s->qkv, s->o);
     TRY(kind_backward(plan, layer, &pass, reads_x ? plan->d_kind : tensor_none()));
-    give_turn(plan);
     TRY(linear_backward(model, &p->qkv, plan->d_qkv, s->n1, s->qkv_low, plan->d_low,
                         through_norm ? plan->d_n : tensor_none()));
-    give_turn(plan);
     if (!through_norm) return STATUS_OK;
     if (reads_x) TRY(model->params.ops->add_scaled(model->params.ops, 1, plan->d_kind, plan->d_n));
     return norm_gradient(model, p->norm1, p->norm1_bias, plan->d_n, s->x, s->mean1, s->rstd1, plan->d_x, false);
@@ -109,8 +98,7 @@ static enum status layer_backward(struct plan *plan, int64_t layer, bool input_n
     /* The shared set still holds the last layer's forward pass. */
     if (plan->options.recompute && layer + 1 < plan->model->config.layers) {
         TRY(layer_forward(plan, layer, plan->saved[layer].x, tensor_none(), true, NULL));
-        give_turn(plan);
-    }
+        }
     TRY(mlp_backward(plan, layer));
     return attention_backward(plan, layer, input_needed);
 }
@@ -141,11 +129,6 @@ enum status model_backward_part(struct plan *plan, struct tensor d_hidden, int64
 
 enum status model_backward(struct plan *plan, struct tensor d_hidden) {
     return model_backward_part(plan, d_hidden, PARAMS_TOP, -1);
-}
-
-void plan_set_beside(struct plan *plan, void (*beside)(void *user), void *user) {
-    plan->beside = beside;
-    plan->beside_user = user;
 }
 
 /* --- objective `attention` ---------------------------------------------------------------------------------------- */

@@ -38,8 +38,6 @@ struct plan {
     struct attention_context context;
     bool probing;     /* passes look for what is not finite (probe.c) */
     char probed[96];  /* what they found first; "": nothing */
-    void (*beside)(void *user); /* plan_set_beside */
-    void *beside_user;
     struct layer_params *params;
     struct layer_saved *saved; /* [L]; with recompute all but x are one set */
     void *block;

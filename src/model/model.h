@@ -86,9 +86,6 @@ enum status model_backward(struct plan *plan, struct tensor d_hidden);
 /* Of that pass what lies below `above` and not below `lowest`, as params_layer counts: parts from PARAMS_TOP to −1, in this order, each
  * beginning where the last one ended, are the pass. After a part the gradients of rows with params_layer >= lowest are complete. */
 enum status model_backward_part(struct plan *plan, struct tensor d_hidden, int64_t above, int64_t lowest);
-/* beside(user) is called again and again during the plan's backward passes, between operations; NULL: nobody is. Not for passes that
- * are recorded. */
-void plan_set_beside(struct plan *plan, void (*beside)(void *user), void *user);
 
 /* Objective `attention`: the teacher's forward pass, and at every layer the student's attention on the teacher's normed input:
  * loss of layer l = Σ‖o_student − o_teacher‖² / Σ‖o_teacher‖². Of the teacher nothing is kept but what the layer at hand needs; the

@@ -1,16 +1,31 @@
 /* See gradients.h. */
 #include "train/gradients.h"
 
-#include "base/log.h"
 #include "base/memory.h"
 #include "params/division.h"
 
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum { EXCHANGE_ELEMENTS = 1 << 20 };
 /* Over MPI every reduction under way holds what it has received: no more than so many at once. NCCL needs no memory for
  * them, and nobody is there to start the next one while the host waits for the GPU. */
 enum { WINDOW = 4 };
+
+/* MPI moves bytes only inside its calls, and the rank's own thread computes: a second one calls, and sleeps between the
+ * calls. While it works nobody else talks to MPI, and its lock guards what it shares with the rank's thread. */
+struct sender {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    bool works, leaves;
+    enum status status; /* of what it met first, with the message */
+    char message[512];
+};
+enum { SENDER_PAUSE_NS = 200000 };
 
 int64_t gradients_bucket_elements(const struct config *config, enum dtype dtype, int size) {
     const double elements = config->parallel.bucket_mib * 1048576.0 / (double)dtype_size(dtype);
@@ -19,6 +34,9 @@ int64_t gradients_bucket_elements(const struct config *config, enum dtype dtype,
     const int64_t whole = (int64_t)(elements / (double)grain) * grain;
     return whole > 0 ? whole : grain;
 }
+
+static enum status sender_start(struct gradients *g);
+static void sender_end(struct gradients *g);
 
 static struct bucket *bucket_at(const struct gradients *g, int64_t place) {
     return &g->params->division.buckets[g->order[place]];
@@ -67,6 +85,7 @@ enum status gradients_open(struct params *params, const struct config *config, s
     TRY_GOTO(done, memory_new(buckets, sizeof *g->order, "buckets", &g->order));
     TRY_GOTO(done, memory_new(buckets, sizeof *g->requests, "buckets", &g->requests));
     find_order(g);
+    if (ops->host_memory && config->parallel.overlap) TRY_GOTO(done, sender_start(g));
     if (!g->carrier)
         TRY_GOTO(done, memory_new(EXCHANGE_ELEMENTS, sizeof *g->exchange, "gradients on their way", &g->exchange));
     if (is_narrow(params, config)) {
@@ -81,6 +100,7 @@ done:
 
 void gradients_close(struct gradients *g) {
     if (!g || !g->params) return;
+    sender_end(g);
     if (tensor_present(g->narrow)) g->params->ops->release(g->params->ops, g->narrow.data);
     free(g->exchange);
     free(g->order);
@@ -116,7 +136,6 @@ static enum status start_bucket(struct gradients *g, int64_t place) {
     const struct tensor whole = travelling(g, bucket);
     struct comm_request *requests = g->requests[place];
     requests[0] = requests[1] = (struct comm_request){NULL};
-    TRY(narrow_bucket(g, bucket));
     if (!division->zero) return comm_all_reduce_start(g->carrier, whole, COMM_SUM, &requests[0]);
     const int64_t each = bucket->count / division->size, even = each * division->size;
     if (each > 0) {
@@ -129,16 +148,14 @@ static enum status start_bucket(struct gradients *g, int64_t place) {
 
 static enum status end_bucket(struct gradients *g, int64_t place) {
     TRY(comm_end(g->carrier, &g->requests[place][0]));
-    TRY(comm_end(g->carrier, &g->requests[place][1]));
-    return widen_bucket(g, bucket_at(g, place));
+    return comm_end(g->carrier, &g->requests[place][1]);
 }
 
 /* --- a step ------------------------------------------------------------------------------------------------------- */
 
 void gradients_begin(struct gradients *g) {
     g->ready = g->begun = g->done = 0;
-    g->status = STATUS_OK;
-    g->seconds = 0;
+    if (g->sender) g->sender->status = STATUS_OK;
 }
 
 /* Ends what has arrived, in order, and starts what is ready, as far as the window is open. */
@@ -154,22 +171,79 @@ static enum status advance(struct gradients *g) {
     return STATUS_OK;
 }
 
-enum status gradients_ready(struct gradients *g, int64_t layer) {
-    if (!g->carrier) return STATUS_OK;
-    const double begun_s = time_now_s();
-    while (g->ready < g->count && bucket_at(g, g->ready)->layer >= layer) g->ready++;
-    const enum status status = advance(g);
-    g->seconds += time_now_s() - begun_s;
-    return status;
+static void *send_beside(void *user) {
+    struct gradients *g = user;
+    struct sender *sender = g->sender;
+    pthread_mutex_lock(&sender->lock);
+    while (!sender->leaves) {
+        if (!sender->works || sender->status != STATUS_OK) {
+            pthread_cond_wait(&sender->wake, &sender->lock);
+            continue;
+        }
+        comm_progress(g->carrier);
+        sender->status = advance(g);
+        if (sender->status != STATUS_OK) snprintf(sender->message, sizeof sender->message, "%s", error_message());
+        pthread_mutex_unlock(&sender->lock);
+        nanosleep(&(struct timespec){.tv_nsec = SENDER_PAUSE_NS}, NULL);
+        pthread_mutex_lock(&sender->lock);
+    }
+    pthread_mutex_unlock(&sender->lock);
+    return NULL;
 }
 
-void gradients_turn(void *user) {
-    struct gradients *g = user;
-    const double begun_s = time_now_s();
-    if (!g->carrier || g->status != STATUS_OK) return;
-    comm_progress(g->carrier);
-    g->status = advance(g);
-    g->seconds += time_now_s() - begun_s;
+static enum status sender_start(struct gradients *g) {
+    sigset_t all, before;
+    TRY(memory_new(1, sizeof *g->sender, "a thread", &g->sender));
+    pthread_mutex_init(&g->sender->lock, NULL);
+    pthread_cond_init(&g->sender->wake, NULL);
+    sigfillset(&all); /* signals are the rank's own thread's */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int code = pthread_create(&g->sender->thread, NULL, send_beside, g);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (code == 0) return STATUS_OK;
+    free(g->sender);
+    g->sender = NULL;
+    return error_set(STATUS_MEMORY, "gradients: a thread that sends them cannot be started: code %d", code);
+}
+
+static void sender_end(struct gradients *g) {
+    struct sender *sender = g->sender;
+    if (!sender) return;
+    pthread_mutex_lock(&sender->lock);
+    sender->leaves = true;
+    pthread_cond_signal(&sender->wake);
+    pthread_mutex_unlock(&sender->lock);
+    pthread_join(sender->thread, NULL);
+    pthread_mutex_destroy(&sender->lock);
+    pthread_cond_destroy(&sender->wake);
+    free(sender);
+    g->sender = NULL;
+}
+
+enum status gradients_ready(struct gradients *g, int64_t layer) {
+    int64_t ready = g->ready;
+    if (!g->carrier) return STATUS_OK;
+    for (; ready < g->count && bucket_at(g, ready)->layer >= layer; ready++) TRY(narrow_bucket(g, bucket_at(g, ready)));
+    if (!g->sender) {
+        g->ready = ready;
+        return advance(g);
+    }
+    pthread_mutex_lock(&g->sender->lock);
+    g->ready = ready;
+    g->sender->works = true;
+    pthread_cond_signal(&g->sender->wake);
+    pthread_mutex_unlock(&g->sender->lock);
+    return STATUS_OK;
+}
+
+/* From now on this thread alone talks to MPI. */
+static enum status take_over(struct gradients *g) {
+    if (!g->sender) return STATUS_OK;
+    pthread_mutex_lock(&g->sender->lock);
+    g->sender->works = false;
+    const enum status status = g->sender->status;
+    pthread_mutex_unlock(&g->sender->lock);
+    return status == STATUS_OK ? STATUS_OK : error_set(status, "%s", g->sender->message);
 }
 
 /* MPI reads host memory: what lies elsewhere, and NCCL does not take, passes through it. */
@@ -187,25 +261,28 @@ static enum status reduce_through_host(struct gradients *g, struct tensor data) 
     return comm_agree(g->host, status);
 }
 
+static enum status end_through_host(struct gradients *g) {
+    enum status status = STATUS_OK;
+    for (int64_t place = 0; place < g->count; place++) {
+        KEEP_FIRST(status, narrow_bucket(g, bucket_at(g, place)));
+        TRY(reduce_through_host(g, travelling(g, bucket_at(g, place))));
+        KEEP_FIRST(status, widen_bucket(g, bucket_at(g, place)));
+    }
+    return status;
+}
+
 enum status gradients_end(struct gradients *g) {
     if (g->count == 0) return STATUS_OK;
-    if (!g->carrier) {
-        enum status status = STATUS_OK;
-        for (int64_t place = 0; place < g->count; place++) {
-            KEEP_FIRST(status, narrow_bucket(g, bucket_at(g, place)));
-            TRY(reduce_through_host(g, travelling(g, bucket_at(g, place))));
-            KEEP_FIRST(status, widen_bucket(g, bucket_at(g, place)));
-        }
-        return status;
-    }
-    TRY(g->status);
-    g->ready = g->count;
+    if (!g->carrier) return end_through_host(g);
+    TRY(take_over(g));
+    for (; g->ready < g->count; g->ready++) TRY(narrow_bucket(g, bucket_at(g, g->ready)));
     while (g->done < g->count) {
         TRY(advance(g));
         if (g->done == g->count) break;
         TRY(end_bucket(g, g->done));
         g->done++;
     }
+    for (int64_t place = 0; place < g->count; place++) TRY(widen_bucket(g, bucket_at(g, place)));
     return STATUS_OK;
 }
 
@@ -242,7 +319,8 @@ static enum status broadcast_rest(struct gradients *g, struct tensor rest) {
     return comm_agree(g->host, ops->upload(ops, rest, host.data));
 }
 
-/* Where every rank has the whole bucket: its values; where masters are divided the working copies, of added rows what is kept. */
+/* Where every rank has the whole bucket: its values; where masters are divided the working copies, of added rows what
+ * is kept. */
 static struct tensor whole_bucket(const struct params *params, const struct bucket *bucket) {
     if (tensor_present(params->values)) return tensor_rows(params->values, bucket->first, bucket->count);
     if (params->rows[bucket->row].added) return bucket_kept(params, bucket);

@@ -18,8 +18,7 @@ struct gradients {
     int64_t window;             /* how many may be under way */
     int64_t ready, begun, done; /* of this step, in that order */
     struct comm_request (*requests)[2];
-    enum status status; /* of what was met in a turn */
-    double seconds;     /* of this step: spent here while the backward pass waited */
+    struct sender *sender; /* moves host memory while the backward pass computes; NULL: nobody needs to */
 };
 
 /* For the rows that train now. comm: all ranks; gpu: for the device's memory, or NULL. With one rank every call is
@@ -37,8 +36,6 @@ void gradients_begin(struct gradients *gradients);
 /* Gradients of rows with params_layer >= layer are complete on this rank: their buckets start. Ranks call it as their
  * passes go. */
 enum status gradients_ready(struct gradients *gradients, int64_t layer);
-/* Lets what is under way go on. user: struct gradients. Faults show at the end. */
-void gradients_turn(void *user);
 /* All are complete: afterwards every rank has the sums, with ZeRO those of its own spans. Every rank calls it once a
  * step, also one whose pass has failed, since the others wait for it. */
 enum status gradients_end(struct gradients *gradients);

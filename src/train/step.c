@@ -132,20 +132,14 @@ static enum status run_backward(struct micro *micro, struct step_result *result,
     const struct ops *ops = d->student->params.ops;
     const bool send = micro->last && d->config->parallel.overlap && !d->probing;
     enum status status = STATUS_OK;
-    if (send && ops->host_memory) plan_set_beside(d->student_plan, gradients_turn, &d->gradients);
     for (int64_t p = 0; p < d->part_count && status == STATUS_OK; p++) {
         micro->part = &d->parts[p];
         status = run_recorded(micro, d->steady, &micro->part->recording, backward_work);
         if (send && status == STATUS_OK) status = gradients_ready(&d->gradients, micro->part->lowest);
     }
-    plan_set_beside(d->student_plan, NULL, NULL);
     TRY(status);
     TRY(ops->synchronise(ops));
     end_phase(result, PHASE_BACKWARD, mark);
-    if (!send) return STATUS_OK;
-    result->comm_beside = d->gradients.seconds;
-    result->seconds[PHASE_BACKWARD] -= d->gradients.seconds;
-    result->seconds[PHASE_COMM] += d->gradients.seconds;
     return STATUS_OK;
 }
 

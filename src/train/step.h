@@ -69,8 +69,7 @@ struct step_result {
     double rows;     /* that count, of all ranks */
     bool skipped;    /* loss or norm not finite: nothing was changed */
     char fault[320]; /* what was not finite first, when skipped: rank, parameter, operation, layer, head */
-    double seconds[PHASES]; /* comm: also what sending took out of the backward pass */
-    double comm_beside;     /* of those in comm: spent inside the backward pass */
+    double seconds[PHASES]; /* comm: what is not hidden by the backward pass */
 };
 
 /* Teacher forward, student forward, loss, backward, sum over the ranks, clipping and AdamW. Every rank calls it and

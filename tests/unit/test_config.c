@@ -251,7 +251,6 @@ static const struct wrong wrongs[] = {
      {"--from_scratch.positions=16"},
      "expected at most from_scratch.positions 16, found 32"},
     {"context", NULL, {"--parallel.context=2"}, "this version has no context parallelism; expected 1, found 2"},
-    {"zero", NULL, {"--parallel.zero=true"}, "parallel.zero: this version does not divide"},
     {"eval without data", NULL, {"--data.valid=", "--eval.every=10"}, "eval.every 10 needs data.valid"},
     {"device", NULL, {"--device=tpu"}, "device: expected auto, cpu, cuda or guard:cpu, found \"tpu\""},
     {"rules a map", NULL, {"--student.attention={kind: full}"}, "student.attention: expected a list"},
