@@ -76,6 +76,7 @@ parity() {
     SQUINT=$squint SQUINT_SOURCE=$here SQUINT_OPTIONS=--device=cuda step parity-golden 600 "$tests/test_golden_commands"
     SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun step parity-train 900 bash tests/gpu/train_gpu.sh
     SQUINT=$squint COMPARE=$compare step parity-kinds 900 bash tests/gpu/kinds.sh
+    SQUINT=$squint COMPARE=$compare MPIRUN=$mpirun TEST_NCCL=$tests/test_nccl_gpu BENCH=1 step parity-ranks 900 bash tests/gpu/ranks_gpu.sh
 }
 
 # Its exit code is 9 when the sanitizer found something; the program's own failures keep theirs.
