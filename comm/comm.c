@@ -46,7 +46,7 @@ enum status comm_new(const struct comm_options *options, struct comm **comm) {
                            .deadline_s = deadline_s,
                            .ending = options ? options->ending : NULL,
                            .step = -1,
-                           .piece_bytes = 16 << 20,
+                           .piece_bytes = COMM_PIECE_BYTES,
                            .message_bytes = 1 << 30,
                            .direct_bytes = 4096};
     snprintf((*comm)->description, sizeof(*comm)->description, "one rank, no MPI");
@@ -191,6 +191,7 @@ static enum status failed(struct comm *comm, enum status status) {
 
 /* Gives the other operations under way a chance to go on: MPI moves bytes only inside its calls. */
 static void poll_others(struct comm *comm, const struct comm_operation *except) {
+    if (comm->backend->goes_alone) return;
     for (struct comm_operation *other = comm->active; other; other = other->next) {
         bool done, moved;
         if (other != except && comm->backend->poll(comm, other, &done, &moved) != STATUS_OK) comm->faulted = true;
@@ -323,7 +324,7 @@ enum status comm_test(struct comm *comm, struct comm_request *request, bool *don
 }
 
 void comm_progress(struct comm *comm) {
-    if (!comm->faulted) poll_others(comm, NULL);
+    if (comm->backend && !comm->faulted) poll_others(comm, NULL);
 }
 
 enum status comm_all_reduce_start(struct comm *comm, struct tensor data, enum comm_reduce reduce,

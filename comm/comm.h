@@ -10,6 +10,9 @@
 
 struct comm;
 
+/* What a reduction over MPI holds at most of what it has received; longer tensors pass through it in pieces. */
+enum { COMM_PIECE_BYTES = 16 << 20 };
+
 enum comm_reduce { COMM_SUM, COMM_MAX, COMM_MIN };
 
 struct comm_options {
@@ -76,8 +79,8 @@ enum status comm_all_gather_start(struct comm *comm, struct tensor input, struct
 enum status comm_end(struct comm *comm, struct comm_request *request);
 /* *done: it has ended, as comm_end would have it; no waiting. Of no request: true. */
 enum status comm_test(struct comm *comm, struct comm_request *request, bool *done);
-/* Lets what is under way go on, without waiting: bytes move only inside calls of this file. Faults show when a
- * collective is ended. */
+/* Lets what is under way go on, without waiting: bytes move only inside calls of this file. Faults show in
+ * what is called next. */
 void comm_progress(struct comm *comm);
 
 /* Every rank passes its own status; every rank gets the worst of all. The message of the lowest rank that had the worst

@@ -39,7 +39,8 @@ struct comm_backend {
     enum status (*poll)(struct comm *comm, struct comm_operation *operation, bool *done, bool *moved);
     /* Writes whom the operation waits for ("rank 2", "rank 1, 3 on host b") into `text`. */
     void (*late)(const struct comm *comm, const struct comm_operation *operation, char *text, size_t capacity);
-    void (*cancel)(struct comm_operation *operation); /* gives it up; NULL: nothing to do */
+    bool goes_alone;                                          /* what is under way needs no polls to come to its end */
+    void (*cancel)(struct comm_operation *operation);         /* gives it up; NULL: nothing to do */
     void (*free_operation)(struct comm_operation *operation); /* `messages` and `scratch` */
     enum status (*close)(struct comm *comm, bool faulted);
     void (*abort)(struct comm *comm, int exit_code) __attribute__((noreturn));

@@ -526,7 +526,8 @@ enum status comm_mpi_open(struct comm *comm) {
     int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &provided);
     enum status status = code == MPI_SUCCESS ? STATUS_OK : error_set(STATUS_COMM, "MPI does not start: code %d", code);
     if (status == STATUS_OK && provided < MPI_THREAD_SERIALIZED) {
-        status = error_set(STATUS_COMM, "MPI: expected one that several threads may use in turn, found level %d", provided);
+        status =
+            error_set(STATUS_COMM, "MPI: expected one that several threads may use in turn, found level %d", provided);
     }
     if (status == STATUS_OK) status = describe_world(comm, mpi);
     if (status == STATUS_OK) status = gather_hosts(comm, mpi);

@@ -200,6 +200,12 @@ static enum status nccl_start(struct comm *comm, struct comm_operation *operatio
     TRY_CUDA(comm, operation->name, cudaStreamWaitEvent(nccl->stream, nccl->ready, 0));
     TRY_NCCL(comm, operation->name, call(nccl, operation));
     operation->phase = PHASE_TAKEN;
+    /* Most often NCCL has it on the stream by now, and its end can be marked before what follows it there. */
+    bool busy = false;
+    TRY(look(comm, operation->name, &busy));
+    if (busy) return STATUS_OK;
+    TRY_CUDA(comm, operation->name, cudaEventRecord(transfer->done, nccl->stream));
+    operation->phase = PHASE_RUNNING;
     return STATUS_OK;
 }
 
@@ -308,6 +314,7 @@ static void __attribute__((noreturn)) nccl_abort(struct comm *comm, int exit_cod
 }
 
 static const struct comm_backend nccl_backend = {
+    .goes_alone = true,
     .start = nccl_start,
     .poll = nccl_poll,
     .late = nccl_late,

@@ -1,6 +1,7 @@
 /* squint doctor: looks for what would break a run before it is started. Runs the checks in order, puts together what
  * the ranks found, prints it. The checks themselves are in doctor_ranks.c, doctor_machine.c and doctor_files.c. */
 #include "commands/doctor.h"
+#include "commands/ranks.h"
 
 #include "base/log.h"
 #include "base/memory.h"
@@ -254,7 +255,7 @@ static enum status run_doctor(int argc, char **argv) {
     status = comm_agree(d.comm, read_options(argc, argv, &d, &config, &words, &overrides, &json));
     if (status == STATUS_OK) status = run_all(&d, json);
     if (d.ops) d.ops->close(d.ops);
-    if (d.rank != 0 && status != STATUS_COMM) error_clear(); /* the ranks have agreed: rank 0 says it once for all */
+    ranks_leave_message(d.rank, status);
     KEEP_FIRST(status, comm_close(&d.comm));
     config_free(&config);
     options_free(&words);

@@ -63,8 +63,8 @@ enum status doctor_gpu(struct doctor *d, struct finding *f) {
     with = d->ops != NULL;
     TRY(comm_all_reduce(d->comm, tensor_1d(&with, DTYPE_I64, 1), COMM_SUM));
     if (with > 0 && !d->ops) {
-        finding_set(f, LEVEL_WARN, "no GPU for this rank, and one for %" PRId64 " others, which wait for this one",
-                    with);
+        finding_set(f, LEVEL_FAIL,
+                    "no GPU for this rank, and one for %" PRId64 " others: a run needs the same device on all", with);
         finding_fix(f, "as many ranks a host as it has GPUs: mpirun --map-by ppr:GPUS:node");
     }
     if (d->ops) {

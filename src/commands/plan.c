@@ -79,6 +79,7 @@ static enum status plan_all(struct run *run, bool json) {
         return error_set(STATUS_USAGE, "plan: expected at most %d stages, found %zu", STAGES_MAX,
                          run->config->stage_count);
     }
+    TRY(run_divide_masters(run));
     TRY(run_measure_peak(run->ops, run->config->precision == PRECISION_BF16, &rate));
     TRY(comm_all_reduce(run->comm, tensor_1d(&rate, DTYPE_F64, 1), COMM_SUM));
     for (size_t i = 0; i < run->config->stage_count; i++) TRY(estimate_stage(run, i, rate, &estimates[i]));

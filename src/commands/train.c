@@ -20,6 +20,7 @@ static enum status dry_run(struct run *run) {
     if (comm_rank(run->comm) == 0) fputs(run->config->text, stdout);
     fflush(stdout);
     record_announce(run);
+    TRY(run_divide_masters(run));
     for (size_t i = 0; i < run->config->stage_count; i++) {
         struct stage_memory memory;
         int64_t trained = 0;

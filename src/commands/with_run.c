@@ -11,9 +11,11 @@
 #include "data-prep/tokenizer.h"
 #include "train/signals.h"
 
+#include <inttypes.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static enum status holds_tokenizer(const char *directory, bool *holds) {
     TRY(file_exists_in(directory, "tokenizer.json", holds));
@@ -53,7 +55,14 @@ static enum status open_gpus(struct with_run *with) {
     int64_t streams = with->ops->stream ? 1 : 0;
     if (comm_size(with->comm) == 1) return STATUS_OK;
     TRY(comm_all_reduce(with->comm, tensor_1d(&streams, DTYPE_I64, 1), COMM_SUM));
-    if (streams < comm_size(with->comm)) return STATUS_OK;
+    if (streams == 0) return STATUS_OK;
+    if (streams < comm_size(with->comm)) {
+        return error_set(STATUS_USAGE,
+                         "device: expected the same on all ranks, found a GPU for %" PRId64
+                         " of %d; start as many ranks a machine as it has GPUs, or set "
+                         "device: cpu (squint doctor says where it is missing)",
+                         streams, comm_size(with->comm));
+    }
     const enum status status = comm_open_nccl(with->comm, with->ops->stream(with->ops), &with->gpu);
     if (status == STATUS_OK) log_line("comm     gradients travel over %s", comm_describe(with->gpu));
     if (status != STATUS_NOT_FOUND) return status;
@@ -73,13 +82,17 @@ static enum status read_here(const char *command, const struct option_list *word
     return open_device(with);
 }
 
-/* A launcher that ends a job sends SIGCONT, in case a rank is stopped, and SIGTERM. By the latter alone, or SIGUSR1, one is
- * asked to save and stop, which may well take its time. */
-static volatile sig_atomic_t continued;
+/* A launcher that ends a job sends SIGCONT, in case a rank is stopped, and SIGTERM. By the latter alone, or SIGUSR1,
+ * one is asked to save and stop, which may well take its time; so it may when somebody has continued the job long
+ * before. */
+enum { TOGETHER_S = 2 };
+static volatile sig_atomic_t continued_s; /* when, of the monotonic clock; 0: never */
 
 static void note_continued(int number) {
+    struct timespec now;
     (void)number;
-    continued = 1;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    continued_s = (sig_atomic_t)now.tv_sec + 1;
 }
 
 static void watch_ending(void) {
@@ -88,7 +101,9 @@ static void watch_ending(void) {
 }
 
 static bool being_ended(void) {
-    return continued && signals_stop_requested();
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return continued_s > 0 && (sig_atomic_t)now.tv_sec + 1 - continued_s <= TOGETHER_S && signals_stop_requested();
 }
 
 enum status with_run_open(const char *command, const struct option_list *words, const struct option_list *overrides,

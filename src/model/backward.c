@@ -1,7 +1,6 @@
 /* The backward pass, and objective `attention`. No gradient is computed that nothing trained needs. */
 #include "model/internal.h"
 
-
 static struct tensor grad_of(const struct param *row) { return row && row->trained ? row->grad : tensor_none(); }
 
 static bool trained(const struct param *row) { return row && row->trained; }
@@ -98,7 +97,7 @@ static enum status layer_backward(struct plan *plan, int64_t layer, bool input_n
     /* The shared set still holds the last layer's forward pass. */
     if (plan->options.recompute && layer + 1 < plan->model->config.layers) {
         TRY(layer_forward(plan, layer, plan->saved[layer].x, tensor_none(), true, NULL));
-        }
+    }
     TRY(mlp_backward(plan, layer));
     return attention_backward(plan, layer, input_needed);
 }

@@ -108,8 +108,8 @@ static enum status restore_divided(const struct params *params, const struct par
     return values_upload(ops, row->working, (float *)(void *)host);
 }
 
-static enum status restore_value(struct checkpoint *checkpoint, const struct params *params, struct param *row, const char *name,
-                                 char *host) {
+static enum status restore_value(struct checkpoint *checkpoint, const struct params *params, struct param *row,
+                                 const char *name, char *host) {
     const struct ops *ops = params->ops;
     const int64_t count = tensor_count(row->value);
     TRY(checkpoint_read(checkpoint, name, ops->parameter, 0, count, host));
@@ -120,15 +120,16 @@ static enum status restore_value(struct checkpoint *checkpoint, const struct par
 }
 
 /* What this rank keeps of the row's moment. */
-static enum status restore_moment(struct checkpoint *checkpoint, const struct params *params, const struct param *row, int part,
-                                  const char *name, char *host) {
+static enum status restore_moment(struct checkpoint *checkpoint, const struct params *params, const struct param *row,
+                                  int part, const char *name, char *host) {
     const struct ops *ops = params->ops;
     for (int64_t s = 0; s < params->division.span_count; s++) {
         const struct span *span = &params->division.spans[s];
         int64_t first = 0, end = 0;
         if (!row_in_span(row, span, &first, &end)) continue;
         TRY(checkpoint_read(checkpoint, name, ops->parameter, first - row->offset, end - first, host));
-        TRY(ops->upload(ops, tensor_rows(moment_of(params, part), span->state + first - span->first, end - first), host));
+        TRY(ops->upload(ops, tensor_rows(moment_of(params, part), span->state + first - span->first, end - first),
+                        host));
     }
     return STATUS_OK;
 }
@@ -144,7 +145,8 @@ enum status model_restore(struct checkpoint *checkpoint, const char *path, struc
         struct param *row = &params->rows[i];
         for (int part = 0; part < parts && row->owned; part++) {
             snprintf(name, sizeof name, "%s/%s", part_names[part], row->name);
-            TRY_GOTO(done, memory_grow(&host, (size_t)tensor_count(row->value) * dtype_size(params->ops->parameter), 1, name));
+            TRY_GOTO(done, memory_grow(&host, (size_t)tensor_count(row->value) * dtype_size(params->ops->parameter), 1,
+                                       name));
             status = part == 0 ? restore_value(checkpoint, params, row, name, host)
                                : restore_moment(checkpoint, params, row, part, name, host);
             if (status != STATUS_OK) goto done;
@@ -184,7 +186,8 @@ static enum status bring_span(const struct params *params, const struct span *sp
 }
 
 /* The span's elements, in the host's memory at `data`, cut at the rows. */
-static void add_items(const struct params *params, const struct span *span, int part, const char *data, struct slices *slices) {
+static void add_items(const struct params *params, const struct span *span, int part, const char *data,
+                      struct slices *slices) {
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
         int64_t first = 0, last = 0;
@@ -202,7 +205,8 @@ static void add_items(const struct params *params, const struct span *span, int 
     }
 }
 
-static enum status slices_make(const struct params *params, const struct span *spans, int64_t span_count, struct slices *slices) {
+static enum status slices_make(const struct params *params, const struct span *spans, int64_t span_count,
+                               struct slices *slices) {
     const size_t most = (size_t)(params->count + span_count) * PARTS;
     int64_t elements = 0;
     for (int64_t s = 0; s < span_count; s++) elements += spans[s].count;

@@ -31,8 +31,8 @@ enum status model_restore_check_teacher(const char *checkpoint, const struct res
  * first row that it has beyond the model's: a student of another recipe. Nothing was changed then. */
 enum status model_restore(struct checkpoint *checkpoint, const char *path, struct model *model, bool moments);
 
-/* Saves the owned rows with moments: with ZeRO every rank what it keeps up to date, else an equal share. attributes are added to those
- * above. */
+/* Saves the owned rows with moments: with ZeRO every rank what it keeps up to date, else an equal share. attributes are
+ * added to those above. */
 enum status model_save(struct comm *comm, const char *run_directory, int64_t step, const struct model *model,
                        const struct restore_facts *facts, const struct checkpoint_attribute *attributes,
                        size_t attribute_count);

@@ -194,8 +194,8 @@ enum status params_divide_masters(struct params *params) {
 }
 
 /* Every rank's part of the bucket into `values` [owned_elements], through host memory `own` and `all`. */
-static enum status join_bucket(const struct params *params, struct comm *comm, const struct bucket *bucket, struct tensor values,
-                               char *own, char *all) {
+static enum status join_bucket(const struct params *params, struct comm *comm, const struct bucket *bucket,
+                               struct tensor values, char *own, char *all) {
     const struct ops *ops = params->ops;
     const struct division *division = &params->division;
     const int64_t most = bucket->count / division->size + division->size; /* the last part's length at most */
@@ -207,11 +207,13 @@ static enum status join_bucket(const struct params *params, struct comm *comm, c
         status = ops->download(ops, span_values(params, span), own);
     }
     TRY(comm_agree(comm, status));
-    TRY(comm_all_gather(comm, tensor_1d(own, ops->parameter, most), tensor_1d(all, ops->parameter, most * division->size)));
+    TRY(comm_all_gather(comm, tensor_1d(own, ops->parameter, most),
+                        tensor_1d(all, ops->parameter, most * division->size)));
     for (int r = 0; r < division->size; r++) {
         int64_t first = 0, count = 0;
         division_part(division, bucket, r, &first, &count);
-        if (count > 0) KEEP_FIRST(status, ops->upload(ops, tensor_rows(values, first, count), all + (size_t)(r * most) * width));
+        if (count > 0)
+            KEEP_FIRST(status, ops->upload(ops, tensor_rows(values, first, count), all + (size_t)(r * most) * width));
     }
     return comm_agree(comm, status);
 }

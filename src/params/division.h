@@ -31,8 +31,9 @@ void division_part(const struct division *division, const struct bucket *bucket,
                    int64_t *count);
 /* Does the bucket train in the stage that runs now? */
 bool bucket_trains(const struct params *params, const struct bucket *bucket);
-/* With ZeRO, where operations read working copies: from now on this rank keeps the values of its own spans alone, besides those of added
- * rows. Once every value is there, before training begins; elsewhere it does nothing. STATUS_MEMORY. */
+/* With ZeRO, where operations read working copies: from now on this rank keeps the values of its own spans alone,
+ * besides those of added rows. Once every value is there, before training begins; elsewhere it does nothing.
+ * STATUS_MEMORY. */
 enum status params_divide_masters(struct params *params);
 /* The way back: every rank has every value, as before params_divide_masters. Every rank calls it. STATUS_MEMORY. */
 enum status params_join_masters(struct params *params, struct comm *comm);

@@ -35,8 +35,8 @@ struct param {
     bool owned;                 /* value lies in this table's own block */
     bool trained;               /* in the stage that runs now */
     int64_t offset;             /* elements from the start of the owned blocks; −1: not owned */
-    /* value: ops->parameter; of a model that is only read it may be ops->real. Without memory (data NULL) where masters are divided and the
-     * row is not an added one. working: what operations read, in ops->real; the value
+    /* value: ops->parameter; of a model that is only read it may be ops->real. Without memory (data NULL, though
+     * tensor_present) where masters are divided and the row is not an added one. working: what operations read, in ops->real; the value
      * itself where that is its dtype, else a copy that params_wrote makes. grad: none when not owned by a trainer. */
     struct tensor value, working, grad;
     uint64_t read_hash; /* of the values as they were read, where `value` is narrower than ops->parameter; else 0 */

@@ -23,7 +23,7 @@ struct sender {
     pthread_cond_t wake;
     bool works, leaves;
     enum status status; /* of what it met first, with the message */
-    char message[512];
+    char message[2048];
 };
 enum { SENDER_PAUSE_NS = 200000 };
 
@@ -68,9 +68,12 @@ size_t gradients_bytes(const struct params *params, const struct config *config,
     if (size == 1) return 0;
     if (is_narrow(params, config)) bytes += (size_t)params->owned_elements * dtype_size(DTYPE_BF16);
     if (!params->ops->host_memory || !carried) return bytes;
-    const size_t most = (size_t)params->owned_elements, bucket = (size_t)gradients_bucket_elements(config, dtype, size);
+    const enum dtype sent = is_narrow(params, config) ? DTYPE_BF16 : dtype;
+    const size_t most = (size_t)params->owned_elements, piece = COMM_PIECE_BYTES / dtype_size(sent);
+    size_t bucket = (size_t)gradients_bucket_elements(config, dtype, size);
+    if (bucket > piece) bucket = piece;
     const size_t under_way = most < WINDOW * bucket ? most : WINDOW * bucket;
-    return bytes + under_way * dtype_size(dtype) / (size_t)size * (size_t)(size - 1);
+    return bytes + under_way * dtype_size(sent) / (size_t)size * (size_t)(size - 1);
 }
 
 enum status gradients_open(struct params *params, const struct config *config, struct comm *comm, struct comm *gpu,
@@ -201,6 +204,8 @@ static enum status sender_start(struct gradients *g) {
     const int code = pthread_create(&g->sender->thread, NULL, send_beside, g);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (code == 0) return STATUS_OK;
+    pthread_mutex_destroy(&g->sender->lock);
+    pthread_cond_destroy(&g->sender->wake);
     free(g->sender);
     g->sender = NULL;
     return error_set(STATUS_MEMORY, "gradients: a thread that sends them cannot be started: code %d", code);
@@ -274,16 +279,17 @@ static enum status end_through_host(struct gradients *g) {
 enum status gradients_end(struct gradients *g) {
     if (g->count == 0) return STATUS_OK;
     if (!g->carrier) return end_through_host(g);
+    enum status status = STATUS_OK; /* of this rank alone: the others still get their buckets */
     TRY(take_over(g));
-    for (; g->ready < g->count; g->ready++) TRY(narrow_bucket(g, bucket_at(g, g->ready)));
+    for (; g->ready < g->count; g->ready++) KEEP_FIRST(status, narrow_bucket(g, bucket_at(g, g->ready)));
     while (g->done < g->count) {
         TRY(advance(g));
         if (g->done == g->count) break;
         TRY(end_bucket(g, g->done));
         g->done++;
     }
-    for (int64_t place = 0; place < g->count; place++) TRY(widen_bucket(g, bucket_at(g, place)));
-    return STATUS_OK;
+    for (int64_t place = 0; place < g->count; place++) KEEP_FIRST(status, widen_bucket(g, bucket_at(g, place)));
+    return status;
 }
 
 /* --- ZeRO: the values back ---------------------------------------------------------------------------------------- */
@@ -344,6 +350,7 @@ static enum status return_bucket(struct gradients *g, int64_t place) {
 
 enum status gradients_return_values(struct gradients *g) {
     const struct params *params = g->params;
+    enum status status = STATUS_OK; /* of this rank alone */
     if (g->count == 0 || !params->division.zero) return STATUS_OK;
     for (int64_t place = 0, begun = 0; place < g->count; place++) {
         for (; begun < g->count && begun - place < g->window; begun++) TRY(return_bucket(g, begun));
@@ -351,7 +358,8 @@ enum status gradients_return_values(struct gradients *g) {
         if (g->carrier) TRY(comm_end(g->carrier, &g->requests[place][0]));
         const struct tensor whole = whole_bucket(params, bucket);
         if (!tensor_present(params->workings) || whole.dtype == params->workings.dtype) continue;
-        TRY(params->ops->copy(params->ops, whole, tensor_rows(params->workings, bucket->first, bucket->count)));
+        KEEP_FIRST(status,
+                   params->ops->copy(params->ops, whole, tensor_rows(params->workings, bucket->first, bucket->count)));
     }
-    return STATUS_OK;
+    return comm_agree(g->host, status);
 }

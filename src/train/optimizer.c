@@ -13,14 +13,16 @@ enum status optimizer_open(struct params *params, struct comm *comm, struct opti
     const struct division *division = &params->division;
     void *block = NULL;
     if (!division->spans || (division->zero && !comm)) {
-        return error_set(STATUS_FAILED, "the optimizer: expected a divided table%s", division->zero ? " and its ranks" : "");
+        return error_set(STATUS_FAILED, "the optimizer: expected a divided table%s",
+                         division->zero ? " and its ranks" : "");
     }
     *optimizer = (struct optimizer){
         .params = params, .comm = division->zero ? comm : NULL, .capacity = params->count + division->span_count};
     const size_t capacity = (size_t)optimizer->capacity;
     enum status status = STATUS_OK;
     TRY_GOTO(done, memory_new(capacity, sizeof *optimizer->host_sums, "sums of gradients", &optimizer->host_sums));
-    TRY_GOTO(done, memory_new((size_t)params->count, sizeof *optimizer->row_sums, "sums of gradients", &optimizer->row_sums));
+    TRY_GOTO(done,
+             memory_new((size_t)params->count, sizeof *optimizer->row_sums, "sums of gradients", &optimizer->row_sums));
     TRY_GOTO(done, memory_new(capacity, sizeof *optimizer->parts, "rows that train", &optimizer->parts));
     TRY_GOTO(done, memory_new(capacity, sizeof *optimizer->rows, "rows that train", &optimizer->rows));
     TRY_GOTO(done, ops->allocate(ops, capacity * sizeof(double), &block));
@@ -50,22 +52,22 @@ enum status optimizer_zero_gradients(struct optimizer *optimizer) {
     return STATUS_OK;
 }
 
-/* What trains of a span, behind the `count` parts that are there: elements counted from `origin`. Returns the new number. */
-static int64_t gather_parts(struct optimizer *optimizer, const struct span *span, int64_t origin, int64_t count, double decay,
-                            double l1) {
+/* What trains of a span, behind the `count` parts that are there: elements counted from `origin`. Returns the new
+ * number. */
+static int64_t gather_parts(struct optimizer *optimizer, const struct span *span, int64_t origin, int64_t count,
+                            double decay, double l1) {
     const struct params *params = optimizer->params;
     const int64_t span_end = span->first + span->count;
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
         if (!row->trained) continue;
         const int64_t row_end = row->offset + tensor_count(row->value);
-        const int64_t first = row->offset > span->first ? row->offset : span->first, end = row_end < span_end ? row_end : span_end;
+        const int64_t first = row->offset > span->first ? row->offset : span->first,
+                      end = row_end < span_end ? row_end : span_end;
         if (first >= end) continue;
         optimizer->rows[count] = i;
-        optimizer->parts[count++] = (struct param_part){.first = first - origin,
-                                                        .count = end - first,
-                                                        .decay = row->decay ? decay : 0,
-                                                        .l1 = row->sparse ? l1 : 0};
+        optimizer->parts[count++] = (struct param_part){
+            .first = first - origin, .count = end - first, .decay = row->decay ? decay : 0, .l1 = row->sparse ? l1 : 0};
     }
     return count;
 }
@@ -75,7 +77,8 @@ enum status optimizer_norm(struct optimizer *optimizer, double *norm, int64_t *b
     const struct ops *ops = params->ops;
     const struct division *division = &params->division;
     int64_t count = 0;
-    for (int64_t s = 0; s < division->span_count; s++) count = gather_parts(optimizer, &division->spans[s], 0, count, 0, 0);
+    for (int64_t s = 0; s < division->span_count; s++)
+        count = gather_parts(optimizer, &division->spans[s], 0, count, 0, 0);
     const struct tensor sums = tensor_rows(optimizer->sums, 0, count);
     enum status status = STATUS_OK;
     if (count > 0) status = ops->sum_squares_parts(ops, params->grads, optimizer->parts, count, sums);

@@ -24,8 +24,8 @@ void optimizer_close(struct optimizer *optimizer); /* NULL-safe, twice-safe */
 
 enum status optimizer_zero_gradients(struct optimizer *optimizer);
 /* *norm of the gradient of all that trains: sums of squares by row, added in the table's order, in double. Not finite
- * when any element is not; *bad_row then is the first such row's index, else −1. With ZeRO of the elements of all ranks' spans, and every
- * rank calls it. */
+ * when any element is not; *bad_row then is the first such row's index, else −1. With ZeRO of the elements of all
+ * ranks' spans, and every rank calls it. */
 enum status optimizer_norm(struct optimizer *optimizer, double *norm, int64_t *bad_row);
 
 struct optimizer_step {
@@ -33,7 +33,8 @@ struct optimizer_step {
     double norm;    /* of the gradient; clipped to train.clip by scaling */
     int64_t update; /* from 1, since the moments were zero */
 };
-/* One update of what trains of this rank's spans: weight decay for rows with `decay`, the proximal step for rows with `sparse`. */
+/* One update of what trains of this rank's spans: weight decay for rows with `decay`, the proximal step for rows with
+ * `sparse`. */
 enum status optimizer_update(struct optimizer *optimizer, const struct config *config,
                              const struct optimizer_step *step);
 

@@ -140,12 +140,12 @@ static enum status open_student(struct run *run) {
 static enum status divide(struct run *run) {
     const struct config *config = run->config;
     struct params_patterns *stages = NULL;
-    struct division_options options = {
-        .rank = comm_rank(run->comm),
-        .size = comm_size(run->comm),
-        .zero = config->parallel.zero,
-        .bucket_elements = gradients_bucket_elements(config, run->ops->parameter, comm_size(run->comm)),
-        .stage_count = config->stage_count};
+    struct division_options options = {.rank = comm_rank(run->comm),
+                                       .size = comm_size(run->comm),
+                                       .zero = config->parallel.zero,
+                                       .bucket_elements =
+                                           gradients_bucket_elements(config, run->ops->parameter, comm_size(run->comm)),
+                                       .stage_count = config->stage_count};
     TRY(memory_new(config->stage_count, sizeof *stages, "stages", &stages));
     for (size_t i = 0; i < config->stage_count; i++) {
         stages[i] = (struct params_patterns){config->stages[i].train, config->stages[i].train_count};
@@ -179,7 +179,7 @@ enum status run_open(struct config *config, struct comm *comm, const struct ops 
 
 void run_close(struct run *run) {
     if (!run) return;
-    if (tensor_present(run->student.params.values)) model_free(&run->student);
+    if (run->student.params.ops) model_free(&run->student);
     if (run->has_teacher) model_free(&run->teacher);
     if (run->has_valid) windows_close(&run->valid);
     batches_close(&run->batches);
@@ -248,13 +248,19 @@ static enum status measure(struct run *run, const struct stage_choice *choice, s
     const struct config_stage *stage = &run->config->stages[index];
     int64_t first = 0, part = 0, all_fit = 0;
     TRY(stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part));
-    const size_t travelling = gradients_bytes(&run->student.params, run->config, comm_size(run->comm), run->ops->host_memory || run->gpu);
-    enum status status = stage_measure(choice, stage, run_teacher(run), &run->student, part, travelling, available, memory);
+    const size_t travelling =
+        gradients_bytes(&run->student.params, run->config, comm_size(run->comm), run->ops->host_memory || run->gpu);
+    enum status status =
+        stage_measure(choice, stage, run_teacher(run), &run->student, part, travelling, available, memory);
     TRY(comm_agree(run->comm, status));
     all_fit = memory->fits;
     TRY(comm_all_reduce(run->comm, tensor_1d(&all_fit, DTYPE_I64, 1), COMM_MIN));
     *fits = all_fit != 0;
     return STATUS_OK;
+}
+
+enum status run_divide_masters(struct run *run) {
+    return comm_agree(run->comm, params_divide_masters(&run->student.params));
 }
 
 enum status run_measure_stage(struct run *run, size_t index, struct stage_memory *memory) {

@@ -46,6 +46,8 @@ static inline struct model *run_teacher(struct run *run) {
 /* Starts the student's rows of kinds that start from data (model_calibrate) on the first samples of the first stage. Of a run that
  * begins; the same on every rank. */
 enum status run_calibrate(struct run *run);
+/* Once the student's values are there (run_calibrate, or a checkpoint): params_divide_masters. Before a stage is measured. */
+enum status run_divide_masters(struct run *run);
 /* Sets what trains in stage `index` and the windows of its length: *trained elements. */
 enum status run_start_stage(struct run *run, size_t index, int64_t *trained);
 /* The memory of stage `index` on this rank, out of what is free on its machine; makes run->choices[index]. One that is

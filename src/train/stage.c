@@ -25,7 +25,8 @@ static int64_t largest_divisor(int64_t part, int64_t limit) {
 }
 
 static enum status measure_with(const struct config_stage *stage, const struct model *teacher,
-                                const struct model *student, int64_t part, size_t travelling, struct stage_memory *memory) {
+                                const struct model *student, int64_t part, size_t travelling,
+                                struct stage_memory *memory) {
     const struct ops *ops = student->params.ops;
     bool align = stage->objective == OBJECTIVE_ATTENTION;
     int64_t micro = memory->micro_batch, rows = micro * stage->length;
@@ -147,7 +148,8 @@ static enum status find_parts(struct distill *d) {
         d->parts[d->part_count++] = (struct backward_part){.above = above, .lowest = lowest};
         above = lowest;
     }
-    if (d->part_count == 0 || above > -1) d->parts[d->part_count++] = (struct backward_part){.above = above, .lowest = -1};
+    if (d->part_count == 0 || above > -1)
+        d->parts[d->part_count++] = (struct backward_part){.above = above, .lowest = -1};
     return STATUS_OK;
 }
 
@@ -178,7 +180,8 @@ void stage_close(struct distill *d) {
     for (int phase = 0; d->student && phase < PHASES; phase++) {
         d->student->params.ops->forget(d->student->params.ops, &d->recordings[phase]);
     }
-    for (int64_t p = 0; p < d->part_count; p++) d->student->params.ops->forget(d->student->params.ops, &d->parts[p].recording);
+    for (int64_t p = 0; p < d->part_count; p++)
+        d->student->params.ops->forget(d->student->params.ops, &d->parts[p].recording);
     free(d->parts);
     d->parts = NULL;
     d->part_count = 0;

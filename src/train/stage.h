@@ -27,7 +27,8 @@ struct stage_choice stage_choice_of(const struct config *config);
 enum status stage_part(const struct config_stage *stage, int rank, int size, int64_t *first, int64_t *count);
 /* Chooses micro_batch (a divisor of `part`; at most choice->micro_batch, or where that is open about 2,048 tokens,
  * 16,384 on a GPU: past that matrix products gain nothing) and recompute, so that all fits into `available` bytes (0:
- * unknown); memory->fits false: it is the least that the choice allows, and too much. travelling: gradients_bytes. teacher may be NULL. */
+ * unknown); memory->fits false: it is the least that the choice allows, and too much. travelling: gradients_bytes.
+ * teacher may be NULL. */
 enum status stage_measure(const struct stage_choice *choice, const struct config_stage *stage,
                           const struct model *teacher, const struct model *student, int64_t part, size_t travelling,
                           double available, struct stage_memory *memory);

@@ -259,7 +259,7 @@ static enum status prepare(struct trainer *t) {
                  t->state.stage == (int64_t)run->config->stage_count ? ", where all was done" : "");
     }
     if (!resumed) TRY(comm_agree(run->comm, run_calibrate(run)));
-    TRY(comm_agree(run->comm, params_divide_masters(&run->student.params)));
+    TRY(run_divide_masters(run));
     TRY(plan_stages(t));
     TRY(record_open(run, t->state.total, resumed, &t->record));
     /* From a path: a checkpoint here at once, so that the next life goes on from it and not from the beginning. */

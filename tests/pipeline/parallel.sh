@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # How gradients travel changes nothing but the time: ranks 1 to 4, ZeRO on and off, overlap on and off, one micro-step and three give the same
-# losses; a repeated run the same bits; a checkpoint of one arrangement goes on in another. Buckets so small that none is even.
+# losses; a repeated run the same bits; a checkpoint of one arrangement goes on in another. Buckets are small and many; groups of rows that train together
+# are of lengths that ranks do not divide, or fewer elements than there are ranks.
 set -uo pipefail
 squint=${SQUINT:-build/release/squint}
 compare=${SQUINT_BUILD:-build/release}/tests/compare_runs
@@ -89,6 +90,10 @@ check "student, 1 rank" "$squint" train kl.yaml
 for zero in false true; do
     check "student, 3 ranks, zero $zero" ranks 3 "$squint" train kl.yaml --parallel.zero=$zero --run=kl_$zero
     check "... like one rank" "$compare" kl kl_$zero 1e-5
+done
+for n in 4 7; do
+    check "student, $n ranks, zero" ranks $n "$squint" train kl.yaml --parallel.zero=true --run=kl_zero_$n
+    check "... like one rank" "$compare" kl kl_zero_$n 1e-5
 done
 
 # A checkpoint of ZeRO on four ranks, stopped in a stage, goes on without ZeRO on two, and with it on three.

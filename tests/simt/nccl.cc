@@ -1,5 +1,6 @@
-// A stand-in for comm/comm_nccl.c in the program on the simulated GPU: collectives on its memory, which is the host's, over MPI.
-// As with NCCL, a collective sees what was started on the stream before it. $SQUINT_SIMT_NCCL asks for it; else there is no NCCL.
+// A stand-in for comm/comm_nccl.c in the program on the simulated GPU: collectives on its memory, which is the host's,
+// over MPI. As with NCCL, a collective sees what was started on the stream before it. $SQUINT_SIMT_NCCL asks for it;
+// else there is no NCCL.
 extern "C" {
 #include "comm/comm_internal.h"
 }
@@ -12,7 +13,8 @@ namespace {
 
 enum status start(struct comm *comm, struct comm_operation *operation) {
     const cudaError_t error = cudaStreamSynchronize(static_cast<cudaStream_t>(comm->state));
-    if (error != cudaSuccess) return error_set(STATUS_FAILED, "%s: CUDA: %s", operation->name, cudaGetErrorString(error));
+    if (error != cudaSuccess)
+        return error_set(STATUS_FAILED, "%s: CUDA: %s", operation->name, cudaGetErrorString(error));
     return comm->host->backend->start(comm->host, operation);
 }
 

@@ -68,7 +68,7 @@ done
 check "two ranks" mpirun --oversubscribe --quiet -np 2 "$gpu" train kl.yaml --device=cuda --run=kl-two
 check "two ranks like one" "$compare" kl-f32 kl-two 1e-4
 
-# ZeRO: in bf16 the masters are divided as well; buckets that do not come out even, in number or length.
+# ZeRO: in bf16 the masters are divided as well; small buckets, and many.
 two() { # recipe, further words
     local recipe=$1
     shift

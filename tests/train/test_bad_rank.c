@@ -43,7 +43,8 @@ static enum status spoiled_attention(const struct ops *table, const struct atten
 /* Halfway: the other ranks, and this one, have gradients of the layers above under way. */
 static enum status spoiled_backward(const struct ops *table, const struct attention_backward *arguments) {
     static int calls;
-    if (rank == size - 1 && deed == DEED_FAIL_HALFWAY && calls++ % LAYERS == 1) return error_set(STATUS_MEMORY, "no memory halfway");
+    if (rank == size - 1 && deed == DEED_FAIL_HALFWAY && calls++ % LAYERS == 1)
+        return error_set(STATUS_MEMORY, "no memory halfway");
     TRY(real_ops->attention_backward(table, arguments));
     if (rank == size - 1 && deed == DEED_BACKWARD) ((float *)arguments->dk.data)[0] = INFINITY;
     return STATUS_OK;

@@ -1,8 +1,8 @@
 /* The parts of training that need no model: which samples a step reads, learning rates against PyTorch's, AdamW over a
  * table. */
+#include "params/division.h"
 #include "support/check.h"
 #include "support/scratch.h"
-#include "params/division.h"
 #include "train/batches.h"
 #include "train/optimizer.h"
 #include "train/schedule.h"
