@@ -77,6 +77,18 @@ enum status comm_open_single(struct comm **comm) {
     return comm_new(NULL, comm);
 }
 
+enum status comm_split(struct comm *comm, int group, struct comm **part) {
+    TRY(comm_new(&(struct comm_options){.deadline_s = comm->deadline_s, .ending = comm->ending}, part));
+    if (!comm->backend) return STATUS_OK;
+    const enum status status = comm_agree(comm, comm_mpi_split(comm, group, *part));
+    if (status == STATUS_OK) return STATUS_OK;
+    if ((*part)->backend) (void)(*part)->backend->close(*part, true);
+    free((*part)->told);
+    free(*part);
+    *part = NULL;
+    return status;
+}
+
 static void free_operations(struct comm *comm, struct comm_operation *list) {
     while (list) {
         struct comm_operation *next = list->next;
@@ -101,6 +113,7 @@ enum status comm_close(struct comm **handle) {
         }
         free_operations(comm, comm->idle);
     }
+    free(comm->told);
     free(comm);
     *handle = NULL;
     return status;
@@ -135,6 +148,12 @@ void comm_set_step(struct comm *comm, int64_t step) {
 
 /* --- running one collective ------------------------------------------------------------------------------------- */
 
+int comm_told(const struct comm *comm, int rank) {
+    const struct comm *host =
+        comm->host ? comm->host : comm; /* NCCL's ranks are those of the communicator that it was opened over */
+    return host->told ? host->told[rank] : rank;
+}
+
 const char *comm_place(const struct comm *comm, const char *name, char text[96]) {
     if (comm->step < 0) {
         snprintf(text, 96, "%s", name);
@@ -167,7 +186,7 @@ static enum status check_parts(const struct comm *comm, const char *name, struct
 static enum status refuse_after_fault(struct comm *comm, const char *name) {
     char where[96];
     if (!comm->faulted) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm->rank,
+    return error_set(STATUS_COMM, "rank %d: %s: an earlier collective failed", comm_told(comm, comm->rank),
                      comm_place(comm, name, where));
 }
 
@@ -245,7 +264,7 @@ static void tell_when_ending(const struct comm *comm, const struct comm_operatio
     if (*since_s == 0) *since_s = now_s;
     if (now_s - *since_s < 1e-3 * ENDING_MS) return;
     comm->backend->late(comm, operation, whom, sizeof whom);
-    fprintf(stderr, "squint: rank %d: %s: told to end while it waits for %s\n", comm->rank,
+    fprintf(stderr, "squint: rank %d: %s: told to end while it waits for %s\n", comm_told(comm, comm->rank),
             comm_place(comm, operation->name, where), whom);
     *since_s = -1; /* once */
 }
@@ -254,7 +273,7 @@ static enum status give_up(struct comm *comm, struct comm_operation *operation) 
     char whom[WHOM_BYTES], where[96];
     comm->backend->late(comm, operation, whom, sizeof whom);
     if (comm->backend->cancel) comm->backend->cancel(operation);
-    return failed(comm, error_set(STATUS_COMM, "rank %d: %s: waited %g s for %s", comm->rank,
+    return failed(comm, error_set(STATUS_COMM, "rank %d: %s: waited %g s for %s", comm_told(comm, comm->rank),
                                   comm_place(comm, operation->name, where), comm->deadline_s, whom));
 }
 
@@ -460,7 +479,8 @@ enum status comm_agree(struct comm *comm, enum status mine) {
     if (worst == comm->rank) snprintf(text, sizeof text, "%s", error_message());
     TRY_GOTO(done, comm_broadcast(comm, tensor_1d(text, DTYPE_U8, MESSAGE_BYTES), worst));
     status = (enum status)codes[worst];
-    if (worst != comm->rank && text[0]) (void)error_set(status, "rank %d: %.*s", worst, MESSAGE_BYTES - 16, text);
+    if (worst != comm->rank && text[0])
+        (void)error_set(status, "rank %d: %.*s", comm_told(comm, worst), MESSAGE_BYTES - 16, text);
 done:
     free(codes);
     return status;

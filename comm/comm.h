@@ -34,7 +34,12 @@ enum status comm_open_single(struct comm **comm);
  * before 2.19; STATUS_FAILED: the ranks have different ones. STATUS_USAGE: two ranks on one GPU, which NCCL cannot do
  * or was not told to. Every rank gets the same status. */
 enum status comm_open_nccl(struct comm *host, void *stream, struct comm **comm);
-/* Frees *comm, ends MPI and sets *comm to NULL. NULL-safe. After a fault it does not wait for the others. */
+/* *part = those ranks that pass the same group (0 or more), in their order; messages name them as in `comm`, which is
+ * one for host memory and is closed later than *part. Every rank calls it. A communicator for the GPUs of a group:
+ * comm_open_nccl over *part. */
+enum status comm_split(struct comm *comm, int group, struct comm **part);
+/* Frees *comm, ends MPI (of a group: nothing more) and sets *comm to NULL. NULL-safe. After a fault it does not wait
+ * for the others. */
 enum status comm_close(struct comm **comm);
 /* Ends this rank and all others promptly with `exit_code`, printing nothing. Does not return. */
 void comm_abort(struct comm *comm, int exit_code) __attribute__((noreturn));

@@ -51,6 +51,7 @@ struct comm {
     void *state;                        /* the backend's */
     struct comm *host;                  /* of a communicator for device memory: the one for host memory; else NULL */
     int rank, size, node_rank, node_size;
+    int *told;     /* [size] of a group: its ranks among all, as messages name them; NULL: as they are */
     int gpu_ranks; /* with `host`: ranks on this one's GPU, itself included */
     char description[64];
     double deadline_s;
@@ -65,10 +66,14 @@ struct comm {
 
 /* *comm = a zeroed communicator with the limits' defaults and the deadline from `options` or the environment. */
 enum status comm_new(const struct comm_options *options, struct comm **comm);
+/* A rank as messages name it: among all, also in a group. */
+int comm_told(const struct comm *comm, int rank);
 /* For messages: "all_reduce" or "all_reduce at step 12", in `text`. */
 const char *comm_place(const struct comm *comm, const char *name, char text[96]);
 /* Joins MPI and fills in `comm`. */
 enum status comm_mpi_open(struct comm *comm);
+/* Fills in `comm` for those ranks of `whole` that pass the same group. Every rank calls it. */
+enum status comm_mpi_split(struct comm *whole, int group, struct comm *comm);
 
 /* output[i] = sources[0][i] ∘ sources[1][i] ∘ …, always in this order, so that the bits depend neither on the algorithm
  * nor on how a tensor is cut into pieces. Output may be one of the sources. A NaN in any source gives NaN, also for

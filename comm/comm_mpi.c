@@ -39,6 +39,7 @@ struct mpi {
     uint32_t tag_count; /* tags go round below this */
     uint32_t next_tag;
     char (*hosts)[HOST_BYTES]; /* of every rank; NULL: all are on one machine */
+    bool part;                 /* of a larger one, which ends MPI */
 };
 
 /* The transfers of an operation: requests[i] with rank peers[i]. */
@@ -54,7 +55,7 @@ static enum status mpi_failure(const struct comm *comm, const char *name, int co
     char text[MPI_MAX_ERROR_STRING] = "unknown error", where[96];
     int length = 0;
     MPI_Error_string(code, text, &length);
-    return error_set(STATUS_COMM, "rank %d: %s: %s", comm->rank, comm_place(comm, name, where), text);
+    return error_set(STATUS_COMM, "rank %d: %s: %s", comm_told(comm, comm->rank), comm_place(comm, name, where), text);
 }
 
 #define TRY_MPI(comm, name, call)                                                                                      \
@@ -317,7 +318,7 @@ static enum status check_length(const struct comm *comm, const struct comm_opera
     if (peer < 0) return STATUS_OK;
     TRY_MPI(comm, operation->name, MPI_Get_count(&transfers->statuses[outcome], MPI_BYTE, &found));
     if (found == transfers->bytes[message]) return STATUS_OK;
-    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm->rank,
+    return error_set(STATUS_COMM, "rank %d: %s: expected %d bytes from rank %d, found %d", comm_told(comm, comm->rank),
                      comm_place(comm, operation->name, where), transfers->bytes[message], peer, found);
 }
 
@@ -331,9 +332,9 @@ static enum status transfer_failure(const struct comm *comm, const struct comm_o
         int error = transfers->statuses[i].MPI_ERROR, peer = transfers->peers[transfers->completed[i]];
         if (error == MPI_SUCCESS || error == MPI_ERR_PENDING) continue;
         MPI_Error_string(error, text, &length);
-        return error_set(STATUS_COMM, "rank %d: %s: what %s rank %d: %s", comm->rank,
+        return error_set(STATUS_COMM, "rank %d: %s: what %s rank %d: %s", comm_told(comm, comm->rank),
                          comm_place(comm, operation->name, where), peer < 0 ? "goes to" : "comes from",
-                         peer < 0 ? -1 - peer : peer, text);
+                         comm_told(comm, peer < 0 ? -1 - peer : peer), text);
     }
     return mpi_failure(comm, operation->name, code);
 }
@@ -378,7 +379,8 @@ static void mpi_late(const struct comm *comm, const struct comm_operation *opera
             }
             if (mpi->hosts && named && strcmp(mpi->hosts[before], mpi->hosts[rank]) != 0)
                 used += (size_t)snprintf(text + used, capacity - used, " on host %s", mpi->hosts[before]);
-            used += (size_t)snprintf(text + used, capacity - used, "%s%d", named++ ? ", " : "rank ", rank);
+            used +=
+                (size_t)snprintf(text + used, capacity - used, "%s%d", named++ ? ", " : "rank ", comm_told(comm, rank));
             before = rank;
         }
     }
@@ -443,12 +445,12 @@ static enum status mpi_close(struct comm *comm, bool faulted) {
     struct mpi *mpi = comm->state;
     enum status status = STATUS_OK;
     if (!faulted) {
-        begin_limit(comm, "ending MPI");
+        begin_limit(comm, mpi->part ? "ending a group" : "ending MPI");
         MPI_Comm_free(&mpi->world);
-        int code = MPI_Finalize();
+        int code = mpi->part ? MPI_SUCCESS : MPI_Finalize();
         end_limit();
         if (code != MPI_SUCCESS)
-            status = error_set(STATUS_COMM, "rank %d: MPI does not end: code %d", comm->rank, code);
+            status = error_set(STATUS_COMM, "rank %d: MPI does not end: code %d", comm_told(comm, comm->rank), code);
     }
     free(mpi->hosts);
     free(mpi);
@@ -497,11 +499,10 @@ static enum status gather_hosts(const struct comm *comm, struct mpi *mpi) {
     return STATUS_OK;
 }
 
+/* Ranks, machines, tags and hosts of mpi->world. */
 static enum status describe_world(struct comm *comm, struct mpi *mpi) {
     MPI_Comm node;
     int *tag_limit = NULL, found = 0;
-    TRY_MPI(comm, "starting MPI", MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
-    TRY_MPI(comm, "starting MPI", MPI_Comm_dup(MPI_COMM_WORLD, &mpi->world));
     TRY_MPI(comm, "starting MPI", MPI_Comm_set_errhandler(mpi->world, MPI_ERRORS_RETURN));
     TRY_MPI(comm, "starting MPI", MPI_Comm_rank(mpi->world, &comm->rank));
     TRY_MPI(comm, "starting MPI", MPI_Comm_size(mpi->world, &comm->size));
@@ -512,6 +513,40 @@ static enum status describe_world(struct comm *comm, struct mpi *mpi) {
     TRY_MPI(comm, "starting MPI", MPI_Comm_free(&node));
     TRY_MPI(comm, "starting MPI", MPI_Comm_get_attr(mpi->world, MPI_TAG_UB, &tag_limit, &found));
     mpi->tag_count = (found && *tag_limit > 0 ? (uint32_t)*tag_limit : 32767) / COMM_COLLECTIVES;
+    return gather_hosts(comm, mpi);
+}
+
+static enum status join_world(struct comm *comm, struct mpi *mpi) {
+    TRY_MPI(comm, "starting MPI", MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN));
+    TRY_MPI(comm, "starting MPI", MPI_Comm_dup(MPI_COMM_WORLD, &mpi->world));
+    return describe_world(comm, mpi);
+}
+
+static enum status join_part(const struct comm *whole, int group, struct comm *comm, struct mpi *mpi) {
+    const struct mpi *all = whole->state;
+    const int own = comm_told(whole, whole->rank);
+    TRY_MPI(whole, "making a group", MPI_Comm_split(all->world, group, whole->rank, &mpi->world));
+    TRY(describe_world(comm, mpi));
+    TRY(memory_new((size_t)comm->size, sizeof *comm->told, "the ranks of a group", &comm->told));
+    TRY_MPI(whole, "making a group", MPI_Allgather(&own, 1, MPI_INT, comm->told, 1, MPI_INT, mpi->world));
+    return STATUS_OK;
+}
+
+enum status comm_mpi_split(struct comm *whole, int group, struct comm *comm) {
+    struct mpi *mpi = NULL;
+    TRY(memory_new(1, sizeof *mpi, "a communicator", &mpi));
+    mpi->part = true;
+    begin_limit(whole, "making a group");
+    const enum status status = join_part(whole, group, comm, mpi);
+    end_limit();
+    if (status != STATUS_OK) {
+        free(mpi->hosts);
+        free(mpi);
+        return status;
+    }
+    snprintf(comm->description, sizeof comm->description, "%s", whole->description);
+    comm->state = mpi;
+    comm->backend = whole->backend;
     return STATUS_OK;
 }
 
@@ -529,8 +564,7 @@ enum status comm_mpi_open(struct comm *comm) {
         status =
             error_set(STATUS_COMM, "MPI: expected one that several threads may use in turn, found level %d", provided);
     }
-    if (status == STATUS_OK) status = describe_world(comm, mpi);
-    if (status == STATUS_OK) status = gather_hosts(comm, mpi);
+    if (status == STATUS_OK) status = join_world(comm, mpi);
     end_limit();
     if (status != STATUS_OK) {
         free(mpi->hosts);

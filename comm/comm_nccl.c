@@ -88,12 +88,14 @@ static enum status nccl_failure(const struct comm *comm, const char *name, ncclR
     const struct nccl *nccl = comm->state;
     const char *detail = nccl->library->last_error(nccl->comm);
     char where[96];
-    return error_set(STATUS_COMM, "rank %d: %s: NCCL: %s%s%s", comm->rank, comm_place(comm, name, where),
-                     nccl->library->error_string(result), detail && detail[0] ? ": " : "", detail ? detail : "");
+    return error_set(STATUS_COMM, "rank %d: %s: NCCL: %s%s%s", comm_told(comm, comm->rank),
+                     comm_place(comm, name, where), nccl->library->error_string(result),
+                     detail && detail[0] ? ": " : "", detail ? detail : "");
 }
 
 static enum status cuda_failure(const struct comm *comm, const char *name, cudaError_t error) {
-    return error_set(STATUS_FAILED, "rank %d: %s: CUDA: %s", comm->rank, name, cudaGetErrorString(error));
+    return error_set(STATUS_FAILED, "rank %d: %s: CUDA: %s", comm_told(comm, comm->rank), name,
+                     cudaGetErrorString(error));
 }
 
 #define TRY_CUDA(comm, name, call)                                                                                     \
@@ -129,7 +131,7 @@ static enum status settle(const struct comm *comm, const char *name) {
             char where[96];
             return error_set(STATUS_COMM,
                              "rank %d: %s: waited %g s for the other ranks: NCCL does not come to an end of its call",
-                             comm->rank, comm_place(comm, name, where), comm->deadline_s);
+                             comm_told(comm, comm->rank), comm_place(comm, name, where), comm->deadline_s);
         }
         nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
     }

@@ -362,6 +362,41 @@ static void test_agree(void **state) {
     error_clear();
 }
 
+/* Two groups, of even and of odd ranks, that work at once; within one of them a group of one. */
+static void test_groups(void **state) {
+    (void)state;
+    struct comm *part = NULL, *alone = NULL, *whole = comm->host ? comm->host : comm;
+    char expected[64];
+    ok(comm_split(whole, rank % 2, &part));
+    const int members = (size + 1 - rank % 2) / 2;
+    assert_int_equal(comm_size(part), members);
+    assert_int_equal(comm_rank(part), rank / 2);
+    float x[2000];
+    for (int round = 0; round < 2 + rank % 2; round++) { /* the groups need not keep step */
+        for (int i = 0; i < 2000; i++) x[i] = (float)value_of(rank, i);
+        ok(comm_all_reduce(part, tensor_1d(x, DTYPE_F32, 2000), COMM_SUM));
+        for (int i = 0; i < 2000; i++) {
+            double sum = 0;
+            for (int r = rank % 2; r < size; r += 2) sum += value_of(r, i);
+            check_value("a group's all_reduce", DTYPE_F32, 2000, i, sum, (double)x[i]);
+        }
+    }
+    /* A group's fault names the rank among all. */
+    const int last = rank % 2 + 2 * (members - 1);
+    error_clear();
+    enum status mine = rank == last ? error_set(STATUS_IO, "disk is full") : STATUS_OK;
+    assert_int_equal(comm_agree(part, mine), STATUS_IO);
+    snprintf(expected, sizeof expected, rank == last ? "disk is full" : "rank %d: disk is full", last);
+    assert_string_equal(error_message(), expected);
+    error_clear();
+    ok(comm_split(part, comm_rank(part), &alone));
+    ok(comm_all_reduce(alone, tensor_1d(x, DTYPE_F32, 2000), COMM_SUM));
+    assert_int_equal(comm_size(alone), 1);
+    ok(comm_close(&alone));
+    ok(comm_close(&part));
+    ok(comm_barrier(comm));
+}
+
 static void refused(enum status status, const char *part) {
     if (status == STATUS_OK || !strstr(error_message(), part)) {
         fail_msg("expected a message with \"%s\", found status %s: \"%s\"", part, status_name(status), error_message());
@@ -393,19 +428,13 @@ int main(void) {
     }
     rank = comm_rank(comm);
     size = comm_size(comm);
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all_reduce),
-                                       cmocka_unit_test(test_reduce_scatter),
-                                       cmocka_unit_test(test_all_gather),
-                                       cmocka_unit_test(test_broadcast),
-                                       cmocka_unit_test(test_send_receive),
-                                       cmocka_unit_test(test_scan_and_barrier),
-                                       cmocka_unit_test(test_overlap),
-                                       cmocka_unit_test(test_rank_order),
-                                       cmocka_unit_test(test_small_limits),
-                                       cmocka_unit_test(test_nan_wins),
-                                       cmocka_unit_test(test_agree),
-                                       cmocka_unit_test(test_refused),
-                                       MORE_TESTS};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_all_reduce),   cmocka_unit_test(test_reduce_scatter),
+                                       cmocka_unit_test(test_all_gather),   cmocka_unit_test(test_broadcast),
+                                       cmocka_unit_test(test_send_receive), cmocka_unit_test(test_scan_and_barrier),
+                                       cmocka_unit_test(test_overlap),      cmocka_unit_test(test_rank_order),
+                                       cmocka_unit_test(test_small_limits), cmocka_unit_test(test_nan_wins),
+                                       cmocka_unit_test(test_agree),        cmocka_unit_test(test_groups),
+                                       cmocka_unit_test(test_refused),      MORE_TESTS};
     int failures = cmocka_run_group_tests(tests, NULL, NULL);
     return close_ranks() != STATUS_OK || failures;
 }
