@@ -67,6 +67,8 @@ for pair in "cpu cuda" "cuda cpu"; do
 done
 check "two ranks" mpirun --oversubscribe --quiet -np 2 "$gpu" train kl.yaml --device=cuda --run=kl-two
 check "two ranks like one" "$compare" kl-f32 kl-two 1e-4
+check "a rank with a GPU and one without" refused 2 "device: expected the same on all ranks, found a GPU for 1 of 2" \
+    mpirun --oversubscribe --quiet -np 1 "$gpu" train kl.yaml --run=mixed : -np 1 "$cpu" train kl.yaml --run=mixed
 
 # ZeRO: in bf16 the masters are divided as well; small buckets, and many.
 two() { # recipe, further words
