@@ -33,12 +33,12 @@ static void print_json(const struct run *run, const struct stage_estimate *estim
         const struct stage_estimate *e = &estimates[i];
         const struct stage_memory *m = &e->memory;
         printf("%s{\"name\": \"%s\", \"trained\": %lld, \"micro_batch\": %lld, \"recompute\": %s, \"windows\": %lld, "
-               "\"bytes\": {\"parameters\": %zu, \"optimizer\": %zu, \"teacher_plan\": %zu, \"student_plan\": %zu, "
+               "\"bytes\": {\"program\": %zu, \"parameters\": %zu, \"optimizer\": %zu, \"teacher_plan\": %zu, \"student_plan\": %zu, "
                "\"head\": %zu, "
                "\"batches\": %zu, \"total\": %zu}, \"step_flops\": %.6g, \"seconds_at_least\": %.6g}",
                i ? ", " : "", run->config->stages[i].name, (long long)e->trained, (long long)m->micro_batch,
                m->recompute ? "true" : "false",
-               (long long)run->batches.tokens / (long long)run->config->stages[i].length, m->parameters, m->optimizer,
+               (long long)run->batches.tokens / (long long)run->config->stages[i].length, m->program, m->parameters, m->optimizer,
                m->teacher_plan, m->student_plan, m->head, m->batches, m->total, e->flops, e->seconds);
     }
     printf("]}\n");

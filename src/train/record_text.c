@@ -84,19 +84,20 @@ void record_announce(const struct run *run) {
 
 void record_plan(const struct run *run, size_t index, const struct stage_memory *memory) {
     const struct config_stage *stage = &run->config->stages[index];
-    char total[16], parameters[16], optimizer[16], plans[16], head[16], windows[32];
+    char total[16], program[16], parameters[16], optimizer[16], plans[16], head[16], windows[32];
     int64_t first = 0, part = 0;
     (void)stage_part(stage, comm_rank(run->comm), comm_size(run->comm), &first, &part);
     bytes_text((double)memory->total, total);
+    bytes_text((double)memory->program, program);
     bytes_text((double)memory->parameters, parameters);
     bytes_text((double)memory->optimizer, optimizer);
     bytes_text((double)(memory->teacher_plan + memory->student_plan), plans);
     bytes_text((double)memory->head, head);
     count_text(run->batches.windows, windows);
     log_line(
-        "plan     %s: %s a rank (parameters %s, optimizer %s, activations %s, head %s); micro-batch %lld x %lld%s; "
+        "plan     %s: %s a rank (program %s, parameters %s, optimizer %s, activations %s, head %s); micro-batch %lld x %lld%s; "
         "%s windows of %lld, %.2f epochs",
-        stage->name, total, parameters, optimizer, plans, head, (long long)memory->micro_batch,
+        stage->name, total, program, parameters, optimizer, plans, head, (long long)memory->micro_batch,
         (long long)(part / memory->micro_batch), memory->recompute ? ", recompute" : "", windows,
         (long long)stage->length, (double)stage->steps * (double)stage->batch / (double)run->batches.windows);
 }

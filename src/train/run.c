@@ -172,6 +172,9 @@ static enum status open_all(struct run *run, const struct run_options *options) 
 enum status run_open(struct config *config, struct comm *comm, const struct ops *ops, const struct run_options *options,
                      struct run *run) {
     *run = (struct run){.config = config, .comm = comm, .gpu = options ? options->gpu : NULL, .ops = ops};
+    struct device_memory memory;
+    ops->memory(ops, &memory);
+    run->program = (size_t)memory.used;
     enum status status = comm_agree(comm, open_all(run, options));
     if (status != STATUS_OK) run_close(run);
     return status;
@@ -287,6 +290,8 @@ enum status run_measure_stage(struct run *run, size_t index, struct stage_memory
         enum status own = memory->fits ? STATUS_OK : stage_too_large(&recipe, stage, memory, available);
         return comm_agree(run->comm, own);
     }
+    memory->program = run->program;
+    memory->total += memory->program;
     run->choices[index] =
         (struct stage_choice){memory->micro_batch, memory->recompute ? RECOMPUTE_LAYER : RECOMPUTE_NONE};
     return STATUS_OK;

@@ -23,6 +23,7 @@ struct run {
     char *teacher_path;           /* where the teacher was found: config->teacher, or its model/ */
     uint64_t teacher_hash;        /* params_hash of the teacher, before its positions were extended; 0 without one */
     struct stage_choice *choices; /* of this rank, one a stage: made by run_measure_stage, or read from a checkpoint */
+    size_t program; /* bytes of the process before the run was opened, in the memory that the device's is taken from */
     int plan_ranks;               /* how many ranks wrote the checkpoint that the run goes on from; 0: none */
     double peak_flops;            /* of matrix products, all ranks together; 0: not measured */
 };

@@ -10,6 +10,7 @@ struct stage_memory { /* bytes on this rank */
     size_t parameters; /* values of the teacher's and of the student's own rows */
     size_t optimizer;  /* gradients and moments, and gradients on their way */
     size_t teacher_plan, student_plan, head, batches;
+    size_t program; /* what the process itself took before: counted by run_measure_stage, no part of what must fit into what is free */
     size_t total;
     bool fits;
 };
