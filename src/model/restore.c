@@ -87,21 +87,13 @@ static enum status check_all(const struct checkpoint *checkpoint, const char *pa
     return STATUS_OK;
 }
 
-/* What of the row lies in the span: elements first … end−1 of the owned blocks; false: nothing. */
-static bool row_in_span(const struct param *row, const struct span *span, int64_t *first, int64_t *end) {
-    const int64_t row_end = row->offset + tensor_count(row->value), span_end = span->first + span->count;
-    *first = row->offset > span->first ? row->offset : span->first;
-    *end = row_end < span_end ? row_end : span_end;
-    return *first < *end;
-}
-
 /* Masters are divided: this rank's part of them, and the working copy, whole. */
 static enum status restore_divided(const struct params *params, const struct param *row, char *host) {
     const struct ops *ops = params->ops;
     for (int64_t s = 0; s < params->division.span_count; s++) {
         const struct span *span = &params->division.spans[s];
         int64_t first = 0, end = 0;
-        if (!row_in_span(row, span, &first, &end)) continue;
+        if (!span_of_row(span, row, &first, &end)) continue;
         const char *from = host + (size_t)(first - row->offset) * dtype_size(ops->parameter);
         TRY(ops->upload(ops, tensor_rows(span_values(params, span), first - span->first, end - first), from));
     }
@@ -126,7 +118,7 @@ static enum status restore_moment(struct checkpoint *checkpoint, const struct pa
     for (int64_t s = 0; s < params->division.span_count; s++) {
         const struct span *span = &params->division.spans[s];
         int64_t first = 0, end = 0;
-        if (!row_in_span(row, span, &first, &end)) continue;
+        if (!span_of_row(span, row, &first, &end)) continue;
         TRY(checkpoint_read(checkpoint, name, ops->parameter, first - row->offset, end - first, host));
         TRY(ops->upload(ops, tensor_rows(moment_of(params, part), span->state + first - span->first, end - first),
                         host));
@@ -191,7 +183,7 @@ static void add_items(const struct params *params, const struct span *span, int 
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
         int64_t first = 0, last = 0;
-        if (!row->owned || !row_in_span(row, span, &first, &last)) continue;
+        if (!row->owned || !span_of_row(span, row, &first, &last)) continue;
         char *name = slices->names[slices->count];
         snprintf(name, NAME_BYTES, "%s/%s", part_names[part], row->name);
         struct checkpoint_item *item = &slices->items[slices->count++];

@@ -126,6 +126,13 @@ bool bucket_trains(const struct params *params, const struct bucket *bucket) {
     return params->rows[bucket->row].trained;
 }
 
+bool span_of_row(const struct span *span, const struct param *row, int64_t *first, int64_t *end) {
+    const int64_t row_end = row->offset + tensor_count(row->value), span_end = span->first + span->count;
+    *first = row->offset > span->first ? row->offset : span->first;
+    *end = row_end < span_end ? row_end : span_end;
+    return *first < *end;
+}
+
 struct tensor span_state(const struct span *span, struct tensor block) {
     return tensor_rows(block, span->state, span->count);
 }

@@ -38,6 +38,8 @@ enum status params_divide_masters(struct params *params);
 /* The way back: every rank has every value, as before params_divide_masters. Every rank calls it. STATUS_MEMORY. */
 enum status params_join_masters(struct params *params, struct comm *comm);
 
+/* What of the row lies in the span: elements *first … *end−1 of the owned blocks; false: nothing. The row must be owned. */
+bool span_of_row(const struct span *span, const struct param *row, int64_t *first, int64_t *end);
 /* The span's elements of a moments' block; of gradients or working copies; of the values. */
 struct tensor span_state(const struct span *span, struct tensor block);
 struct tensor span_elements(const struct span *span, struct tensor block);

@@ -57,14 +57,10 @@ enum status optimizer_zero_gradients(struct optimizer *optimizer) {
 static int64_t gather_parts(struct optimizer *optimizer, const struct span *span, int64_t origin, int64_t count,
                             double decay, double l1) {
     const struct params *params = optimizer->params;
-    const int64_t span_end = span->first + span->count;
     for (int64_t i = 0; i < params->count; i++) {
         const struct param *row = &params->rows[i];
-        if (!row->trained) continue;
-        const int64_t row_end = row->offset + tensor_count(row->value);
-        const int64_t first = row->offset > span->first ? row->offset : span->first,
-                      end = row_end < span_end ? row_end : span_end;
-        if (first >= end) continue;
+        int64_t first = 0, end = 0;
+        if (!row->trained || !span_of_row(span, row, &first, &end)) continue;
         optimizer->rows[count] = i;
         optimizer->parts[count++] = (struct param_part){
             .first = first - origin, .count = end - first, .decay = row->decay ? decay : 0, .l1 = row->sparse ? l1 : 0};
