@@ -40,14 +40,13 @@ tokenizer: tok
 from_scratch: {type: gpt2, layers: 2, heads: 2, width: 32}
 data: {train: c-train-*.h5, valid: c-valid-*.h5}
 stages:
-  - {name: lm, objective: lm, train: all, length: 32, batch: 12, steps: 200, lr: 2.0e-2, warmup_steps: 5}
+  - {name: lm, objective: lm, train: all, length: 32, batch: 12, steps: 600, lr: 2.0e-2, warmup_steps: 5}
 train: {micro_batch: 3, weight_decay: 0.1}
 checkpoint: {every: 1000, keep: 3}
 eval: {every: 1000, sequences: 8}
 deterministic: true
 Y
-{ "$squint" corpus --out c.jsonl --documents 40 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0.1 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 40 300 0.1
 straight() { mpirun --oversubscribe --quiet --bind-to none -np 2 "$squint" train lm.yaml; }
 check "a run that nobody disturbs" straight
 
@@ -157,7 +156,7 @@ check "signal: training" await 60 "steps" trains signal 40
 check "signal: USR1 to the script" scancel --signal=USR1 --batch "$signal"
 check "signal: queued again and done" ended "$signal" 90 COMPLETED 0:0 2
 check "signal: the log says why" logged "$signal" "told to stop by SIGUSR1: saving"
-check "signal: the same bits as undisturbed" "$compare" straight signal 0 200
+check "signal: the same bits as undisturbed" "$compare" straight signal 0 600
 check "wrong recipe: ends with its exit code" ended "$wrong" 60 FAILED 2:0 1
 check "wrong recipe: nothing written" test ! -e wrong
 check "unfit: the doctor stops it" ended "$unfit" 60 FAILED 1:0 1
@@ -171,7 +170,7 @@ check "preemption: training" await 60 "steps" trains preempted 40
 urgent=$(sbatch --parsable --partition=high --nodes=1 --ntasks=6 --output=urgent.log --wrap "sleep 1")
 check "preemption: the other job runs" await 60 "the other job" is_over "$urgent"
 check "preemption: queued again and done" ended "$preempted" 90 COMPLETED 0:0 2
-check "preemption: the same bits as undisturbed" "$compare" straight preempted 0 200
+check "preemption: the same bits as undisturbed" "$compare" straight preempted 0 600
 
 check "time limit: a signal of its own" await 70 "the log" logged "$limit" "told to stop by SIGUSR1: saving"
 check "time limit: saved" await 20 "the end of the save" logged "$limit" "saved, and queued again"
