@@ -25,8 +25,7 @@ parallel: {bucket_mib: 0.02}
 checkpoint: {every: 4, keep: 2}
 deterministic: true
 Y
-{ "$squint" corpus --out c.jsonl --documents 20 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 20 300 0
 train() { mpirun -np 3 --oversubscribe "$1" train lm.yaml --run="$2"; }
 check "undisturbed" train "$squint" straight
 

@@ -30,8 +30,7 @@ parallel: {bucket_mib: 0.1}
 checkpoint: {every: 1000, keep: 1}
 deterministic: true
 Y
-{ "$squint" corpus --out c.jsonl --documents 40 && "$squint" tokenizer train --vocab 301 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 40 301 0
 check "2 CPU ranks" "$mpirun" --oversubscribe --quiet -np 2 "$squint" train lm.yaml --device=cpu --run=cpu
 for n in 1 2 4; do
     if [ "$n" -gt "$gpus" ]; then

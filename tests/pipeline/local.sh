@@ -68,8 +68,7 @@ train: {decay: constant}
 deterministic: true
 device: cpu
 Y
-{ "$squint" corpus --out c.jsonl --documents 20 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 20 300 0
 export SQUINT=$squint RANKS=2
 steps() { grep -c '"loss"' "$1/metrics.jsonl" 2>/dev/null || true; }
 trains() { # run, steps

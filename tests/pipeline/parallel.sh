@@ -54,8 +54,7 @@ eval: {sequences: 8}
 deterministic: true
 Y
 
-{ "$squint" corpus --out c.jsonl --documents 40 && "$squint" tokenizer train --vocab 301 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0.1 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 40 301 0.1
 
 run() { # ranks, zero, overlap, micro-steps: run lm_RANKS_ZERO_OVERLAP_MICRO
     ranks "$1" "$squint" train lm.yaml --parallel.zero="$2" --parallel.overlap="$3" --train.micro_batch=$((36 / $1 / $4)) \

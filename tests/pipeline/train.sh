@@ -55,8 +55,7 @@ checkpoint: {every: 10, keep: 3}
 eval: {sequences: 8}
 Y
 
-{ "$squint" corpus --out c.jsonl --documents 40 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0.1 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 40 300 0.1
 
 check "dry run" "$squint" train lm.yaml --dry-run
 check "a dry run writes nothing" test ! -e lm1

@@ -73,8 +73,7 @@ parallel: {bucket_mib: 0.02}
 checkpoint: {every: 4, keep: 2}
 deterministic: true
 Y
-{ "$squint" corpus --out c.jsonl --documents 20 && "$squint" tokenizer train --vocab 300 --out tok c.jsonl &&
-    "$squint" prep --tokenizer tok --out c --valid 0 c.jsonl; } >prep.txt 2>&1 || { cat prep.txt; exit 1; }
+make_shards 20 300 0
 
 check "one host" mpirun -np 2 --oversubscribe "$squint" train lm.yaml --run=one
 hosts() { [ "$("$tests/wait_job" 5 - ./on a "$launch hostname" | grep '^[ab]$' | sort | tr '\n' ' ')" = "a b " ]; }
