@@ -6,7 +6,7 @@ set -uo pipefail
 squint=$(realpath "${SQUINT:-build/release/squint}")
 faults=$(realpath "${SQUINT_BUILD:-build/release}")/tests/libdoctor_faults.so
 only=${1:-}
-if ldd "$squint" | grep -q libasan; then echo "skipped: a sanitizer build takes no library that makes calls fail"; exit 77; fi
+if [[ $(ldd "$squint") == *libasan* ]]; then echo "skipped: a sanitizer build takes no library that makes calls fail"; exit 77; fi
 [ -e "$faults" ] || { echo "$faults is not there: expected it in every other build"; exit 1; }
 command -v mpirun >/dev/null || { echo "skipped: mpirun is not here"; exit 77; }
 work=$(mktemp -d)

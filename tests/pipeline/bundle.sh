@@ -6,7 +6,7 @@ set -uo pipefail
 source=${SQUINT_SOURCE:-$(cd "$(dirname "$0")/../.." && pwd)} build=${SQUINT_BUILD:-build/release}
 leave() { echo "skipped: $*"; exit 77; }
 [ -x "$build/squint" ] || leave "$build/squint is not there"
-if ldd "$build/squint" | grep -q libasan; then leave "a sanitizer build is not bundled"; fi
+if [[ $(ldd "$build/squint") == *libasan* ]]; then leave "a sanitizer build is not bundled"; fi
 for tool in ompi_info mpirun orted strip ldd getconf unshare chroot; do
     command -v $tool > /dev/null || leave "$tool is not here"
 done
@@ -22,7 +22,7 @@ for tool in sh sed readlink dirname id; do
     ldd "$(command -v $tool)" | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p' | xargs -I{} cp -Lu {} "$root/lib/x86_64-linux-gnu/"
 done
 for part in c m dl pthread rt resolv util mvec; do
-    library=$(ldconfig -p 2> /dev/null | sed -n "s/.*x86-64.* => \(.*\/lib$part\.so\.[0-9]\)$/\1/p" | head -n 1)
+    library=$(ldconfig -p 2> /dev/null | sed -n "s/.*x86-64.* => \(.*\/lib$part\.so\.[0-9]\)$/\1/p" | sed -n 1p)
     [ -z "$library" ] || cp -Lu "$library" "$root/lib/x86_64-linux-gnu/"
 done
 cp -L /lib64/ld-linux-x86-64.so.2 "$root/lib64/"

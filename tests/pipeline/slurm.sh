@@ -117,7 +117,7 @@ slurmctld -c -D >slurmctld.txt 2>&1 &
 services+=($!)
 slurmd -c -D -N "$host" >slurmd.txt 2>&1 &
 services+=($!)
-ready() { sinfo --noheader --format=%T | grep -qx idle; }
+ready() { grep -qx idle <<<"$(sinfo --noheader --format=%T)"; }
 await 20 "a node of Slurm" ready || { tail -n 5 slurmctld.log slurmd.log; exit 1; }
 
 # --- jobs ---------------------------------------------------------------------------------------------------------------------------------
