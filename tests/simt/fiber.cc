@@ -16,15 +16,9 @@
 #endif
 #ifdef FIBER_ASAN
 #include <sanitizer/common_interface_defs.h>
-static const void *scheduler_bottom;
-static size_t scheduler_bytes;
-static void *scheduler_fake;
-#define LEAVING(save, bottom, bytes) __sanitizer_start_switch_fiber(save, bottom, bytes)
-#define ARRIVED(fake, bottom, bytes) __sanitizer_finish_switch_fiber(fake, bottom, bytes)
-#else
-#define LEAVING(save, bottom, bytes) ((void)0)
-#define ARRIVED(fake, bottom, bytes) ((void)0)
 #endif
+
+static fiber scheduler; /* the stack that fibers were first entered from */
 
 static const size_t stack_size = 512 << 10;
 
@@ -36,8 +30,10 @@ static void take_stack(fiber *f) {
         fprintf(stderr, "simt: no memory for a thread's stack\n");
         abort();
     }
+    /* Stacks that all began at the same place of a page would push each other out of the processor's caches. */
+    static size_t taken;
     f->stack = static_cast<char *>(memory);
-    f->stack_bytes = stack_size;
+    f->stack_bytes = stack_size - taken++ % 64 * (1024 + 64);
 }
 
 #if defined(__x86_64__)
@@ -64,8 +60,6 @@ simt_switch:
     ret
     .size simt_switch, .-simt_switch
 )");
-static void *scheduler_pointer;
-
 void fiber_prepare(fiber *f, void (*entry)()) {
     take_stack(f);
     void **top = reinterpret_cast<void **>(f->stack + f->stack_bytes - 64);
@@ -76,15 +70,11 @@ void fiber_prepare(fiber *f, void (*entry)()) {
     f->fake_stack = nullptr;
 }
 
-static void switch_in(fiber *f) {
-    simt_switch(&scheduler_pointer, f->stack_pointer);
-}
-static void switch_out(fiber *f) {
-    simt_switch(&f->stack_pointer, scheduler_pointer);
+static void switch_stacks(fiber *from, fiber *to) {
+    simt_switch(&from->stack_pointer, to->stack_pointer);
 }
 #else
 #include <ucontext.h>
-static ucontext_t scheduler_context;
 
 void fiber_prepare(fiber *f, void (*entry)()) {
     take_stack(f);
@@ -98,33 +88,47 @@ void fiber_prepare(fiber *f, void (*entry)()) {
     f->fake_stack = nullptr;
 }
 
-static void switch_in(fiber *f) {
-    swapcontext(&scheduler_context, static_cast<ucontext_t *>(f->stack_pointer));
-}
-static void switch_out(fiber *f) {
-    swapcontext(static_cast<ucontext_t *>(f->stack_pointer), &scheduler_context);
+static void switch_stacks(fiber *from, fiber *to) {
+    if (!from->stack_pointer) from->stack_pointer = new ucontext_t; /* the scheduler's */
+    swapcontext(static_cast<ucontext_t *>(from->stack_pointer), static_cast<ucontext_t *>(to->stack_pointer));
 }
 #endif
 
-void fiber_started(fiber *f) {
-    (void)f;
-    ARRIVED(nullptr, &scheduler_bottom, &scheduler_bytes);
+#ifdef FIBER_ASAN
+static const fiber *left;
+static void leaving(const fiber *from, void **fake_stack, const fiber *to) {
+    left = from;
+    __sanitizer_start_switch_fiber(fake_stack, to->stack, to->stack_bytes);
+}
+static void arrived(void *fake_stack) {
+    const void *bottom;
+    size_t bytes;
+    __sanitizer_finish_switch_fiber(fake_stack, &bottom, &bytes);
+    if (left == &scheduler) { /* nobody else knows where that stack lies */
+        scheduler.stack = static_cast<char *>(const_cast<void *>(bottom));
+        scheduler.stack_bytes = bytes;
+    }
+}
+#else
+static void leaving(const fiber *, void **, const fiber *) {}
+static void arrived(void *) {}
+#endif
+
+void fiber_started() {
+    arrived(nullptr);
 }
 
-void fiber_enter(fiber *f) {
-    LEAVING(&scheduler_fake, f->stack, f->stack_bytes);
-    switch_in(f);
-    ARRIVED(scheduler_fake, nullptr, nullptr);
+void fiber_switch(fiber *from, fiber *to) {
+    if (!from) from = &scheduler;
+    if (!to) to = &scheduler;
+    leaving(from, &from->fake_stack, to);
+    switch_stacks(from, to);
+    arrived(from->fake_stack);
 }
 
-void fiber_yield(fiber *f) {
-    LEAVING(&f->fake_stack, scheduler_bottom, scheduler_bytes);
-    switch_out(f);
-    ARRIVED(f->fake_stack, &scheduler_bottom, &scheduler_bytes);
-}
-
-void fiber_leave(fiber *f) {
-    LEAVING(nullptr, scheduler_bottom, scheduler_bytes); /* the stack's frames are done with */
-    switch_out(f);
+void fiber_leave(fiber *from, fiber *to) {
+    if (!to) to = &scheduler;
+    leaving(from, nullptr, to); /* the stack's frames are done with */
+    switch_stacks(from, to);
     abort();
 }

@@ -14,12 +14,13 @@ struct fiber {
 /* Prepares a fiber that will call entry() when it is first switched to; entry never returns: its last act is
  * fiber_leave. */
 void fiber_prepare(fiber *f, void (*entry)());
-/* From the scheduler into the fiber, until it yields or leaves. */
-void fiber_enter(fiber *f);
-/* From a fiber back to the scheduler. */
-void fiber_yield(fiber *f);
-[[noreturn]] void fiber_leave(fiber *f);
+/* From one fiber to another, until it is switched to again; nullptr stands for the scheduler: the stack that all began
+ * on. */
+void fiber_switch(fiber *from, fiber *to);
+/* For good; does not return, which it does not declare: AddressSanitizer would clear the whole stack before every call.
+ */
+void fiber_leave(fiber *from, fiber *to);
 /* First thing in entry(). */
-void fiber_started(fiber *f);
+void fiber_started();
 
 #endif

@@ -57,16 +57,14 @@ struct meeting {
     char slots[2][32][SIMT_SLOT], results[2][32][SIMT_RESULT];
 };
 struct warp {
+    unsigned runnable, at_barrier; /* lanes; in neither: who waits for others of the warp, or is done */
     meeting meetings[MEETINGS];
 };
 
-enum thread_state { RUNNABLE, AT_BARRIER, IN_WARP, DONE };
 struct thread {
     fiber stack;
     uint3 index;
     unsigned number;
-    thread_state state;
-    meeting *waits;                       /* IN_WARP */
     std::deque<std::vector<copy>> groups; /* committed */
     std::vector<copy> open;
 };
@@ -79,10 +77,14 @@ struct shared_array {
 
 struct block_run {
     std::vector<std::unique_ptr<thread>> threads; /* grows; the first `count` are the block's */
-    std::vector<warp> warps;
+    std::vector<warp> warps;                      /* of the block: each holds 32 threads, the last one what is left */
     unsigned count, alive, at_barrier;
     thread *running;
     const std::function<void()> *body;
+    struct {
+        unsigned warp, to_come;       /* in turn: the warp, and the lanes that this pass over it still comes to */
+        unsigned threads[1024], left; /* at random: of the round */
+    } turn;
     alignas(128) char shared[shared_capacity];
     size_t shared_used, dynamic_bytes, poisoned;
     char *dynamic;
@@ -106,6 +108,49 @@ uint64_t next_random() {
     abort();
 }
 
+/* Warp after warp, each as far as it comes by itself: past a barrier the first warp runs ahead of all others. */
+thread *next_in_turn() {
+    const unsigned warps = static_cast<unsigned>(run.warps.size());
+    const bool reverse = order_now == SIMT_REVERSE;
+    for (unsigned idle = 0; idle < warps; idle++) {
+        const unsigned w = reverse ? warps - 1 - run.turn.warp : run.turn.warp;
+        unsigned lanes = run.warps[w].runnable & run.turn.to_come;
+        if (lanes == 0) lanes = run.warps[w].runnable; /* once more from its first lane on */
+        if (lanes) {
+            const unsigned lane = reverse ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes);
+            run.turn.to_come = reverse ? (1u << lane) - 1 : ~1u << lane;
+            return run.threads[32 * w + lane].get();
+        }
+        run.turn.to_come = ~0u;
+        run.turn.warp = (run.turn.warp + 1) % warps;
+    }
+    return nullptr;
+}
+
+/* One turn a thread that can have one, mixed; some warps sit a round out. */
+thread *next_at_random() {
+    while (run.turn.left == 0) {
+        const uint64_t slow = next_random();
+        bool progress = false;
+        for (unsigned w = 0; w < run.warps.size(); w++) {
+            progress |= run.warps[w].runnable != 0;
+            if (slow >> w % 16 & 1) continue;
+            for (unsigned lanes = run.warps[w].runnable; lanes; lanes &= lanes - 1)
+                run.turn.threads[run.turn.left++] = 32 * w + __builtin_ctz(lanes);
+        }
+        if (!progress) return nullptr;
+    }
+    unsigned *last = &run.turn.threads[run.turn.left - 1];
+    std::swap(*last, run.turn.threads[next_random() * run.turn.left >> 31]);
+    run.turn.left--;
+    return run.threads[*last].get();
+}
+
+/* Who runs now that nobody does; nullptr: none can. */
+thread *next_thread() {
+    return order_now == SIMT_RANDOM ? next_at_random() : next_in_turn();
+}
+
 void become(thread *t) {
     run.running = t;
     threadIdx = t->index;
@@ -113,16 +158,22 @@ void become(thread *t) {
 }
 
 void yield() {
-    thread *me = run.running;
-    fiber_yield(&me->stack);
-    become(me);
+    thread *me = run.running, *next = next_thread();
+    if (next == me) return;
+    if (next) become(next);
+    fiber_switch(&me->stack, next ? &next->stack : nullptr);
 }
 
 void finish_barrier() {
     run.at_barrier = 0;
-    for (unsigned t = 0; t < run.count; t++) {
-        if (run.threads[t]->state == AT_BARRIER) run.threads[t]->state = RUNNABLE;
+    for (warp &w : run.warps) {
+        w.runnable |= w.at_barrier;
+        w.at_barrier = 0;
     }
+}
+
+warp &warp_now() {
+    return run.warps[simt_thread / 32];
 }
 
 void barrier() {
@@ -130,13 +181,14 @@ void barrier() {
     if (run.at_barrier == run.alive) {
         finish_barrier();
     } else {
-        run.running->state = AT_BARRIER;
+        warp &w = warp_now();
+        w.runnable &= ~(1u << simt_lane());
+        w.at_barrier |= 1u << simt_lane();
         yield();
     }
 }
 
-meeting *find_meeting(unsigned mask) {
-    warp &w = run.warps[simt_thread / 32];
+meeting *find_meeting(warp &w, unsigned mask) {
     for (meeting &m : w.meetings) {
         if (m.mask == mask) return &m;
         if (m.mask == 0) {
@@ -149,14 +201,15 @@ meeting *find_meeting(unsigned mask) {
 
 void thread_entry() {
     thread *me = run.running;
-    fiber_started(&me->stack);
-    become(me);
+    fiber_started();
     (*run.body)();
     if (!me->open.empty() || !me->groups.empty()) fault("asynchronous copies that nobody waited for");
-    me->state = DONE;
+    warp_now().runnable &= ~(1u << simt_lane());
     run.alive--;
     if (run.alive > 0 && run.at_barrier == run.alive) finish_barrier();
-    fiber_leave(&me->stack);
+    thread *next = next_thread();
+    if (next) become(next);
+    fiber_leave(&me->stack, next ? &next->stack : nullptr);
 }
 
 void start_shared(size_t dynamic_bytes) {
@@ -172,64 +225,20 @@ void start_shared(size_t dynamic_bytes) {
 
 [[noreturn]] void tell_deadlock() {
     run.running = nullptr;
-    unsigned barrier_waits = 0, warp_waits = 0;
-    for (unsigned t = 0; t < run.count; t++) {
-        barrier_waits += run.threads[t]->state == AT_BARRIER;
-        warp_waits += run.threads[t]->state == IN_WARP;
-    }
-    char text[160];
+    char text[160]; /* nobody can run: who is alive and not at a barrier waits for others of its warp */
     snprintf(text, sizeof text, "stuck: %u threads wait at a barrier, %u in a warp operation, %u are done",
-             barrier_waits, warp_waits, run.count - barrier_waits - warp_waits);
+             run.at_barrier, run.alive - run.at_barrier, run.count - run.alive);
     fault(text);
 }
 
-/* A turn of one thread; false when it cannot have one. */
-bool take_turn(unsigned t) {
-    thread *next = run.threads[t].get();
-    if (next->state != RUNNABLE) return false;
-    become(next);
-    fiber_enter(&next->stack);
-    return true;
-}
-
-/* Warp after warp, each as far as it comes by itself: past a barrier the first warp runs ahead of all others. */
-bool run_warps_in_turn() {
-    const unsigned warps = (run.count + 31) / 32;
-    bool progress = false;
-    for (unsigned n = 0; n < warps; n++) {
-        const unsigned w = order_now == SIMT_REVERSE ? warps - 1 - n : n, first = 32 * w,
-                       end = std::min(first + 32, run.count);
-        for (bool more = true; more;) {
-            more = false;
-            for (unsigned i = 0; i < end - first; i++)
-                more |= take_turn(order_now == SIMT_REVERSE ? end - 1 - i : first + i);
-            progress |= more;
-        }
-    }
-    return progress;
-}
-
-/* One turn a thread, mixed; some warps sit a round out. */
-bool run_round_at_random(std::vector<unsigned> &turns) {
-    const uint64_t slow = next_random();
-    bool progress = false;
-    for (unsigned t = run.count - 1; t > 0; t--) std::swap(turns[t], turns[next_random() % (t + 1)]);
-    for (unsigned t : turns) {
-        if (slow >> (t / 32 % 16) & 1) {
-            progress |= run.threads[t]->state == RUNNABLE;
-        } else {
-            progress |= take_turn(t);
-        }
-    }
-    return progress;
-}
-
 void run_threads() {
-    std::vector<unsigned> turns(run.count);
-    for (unsigned t = 0; t < run.count; t++) turns[t] = t;
-    while (run.alive > 0) {
-        if (!(order_now == SIMT_RANDOM ? run_round_at_random(turns) : run_warps_in_turn())) tell_deadlock();
+    run.turn.warp = run.turn.left = 0;
+    run.turn.to_come = ~0u;
+    if (thread *first = next_thread()) {
+        become(first);
+        fiber_switch(nullptr, &first->stack); /* and from one to the next, until none can run */
     }
+    if (run.alive > 0) tell_deadlock();
     run.running = nullptr;
 }
 
@@ -237,14 +246,16 @@ void run_block(size_t dynamic_bytes) {
     start_shared(dynamic_bytes);
     run.alive = run.count;
     run.at_barrier = 0;
-    for (warp &w : run.warps) {
-        for (meeting &m : w.meetings) m.mask = m.arrived = 0;
+    for (unsigned w = 0; w < run.warps.size(); w++) {
+        const unsigned lanes = std::min(32u, run.count - 32 * w);
+        run.warps[w].runnable = ~0u >> (32 - lanes);
+        run.warps[w].at_barrier = 0;
+        for (meeting &m : run.warps[w].meetings) m.mask = m.arrived = 0;
     }
     for (unsigned t = 0; t < run.count; t++) {
         thread *each = run.threads[t].get();
         each->number = t;
         each->index = {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y};
-        each->state = RUNNABLE;
         each->groups.clear();
         each->open.clear();
         fiber_prepare(&each->stack, thread_entry);
@@ -294,7 +305,8 @@ meeting *meet(unsigned mask, const void *value, size_t size, simt_combine *combi
     if (width < 32 && mask != 0xffffffffu && mask >> width)
         fault("a warp operation whose mask names lanes that do not exist");
     if (width < 32) mask &= (1u << width) - 1;
-    meeting *m = find_meeting(mask);
+    warp &w = warp_now();
+    meeting *m = find_meeting(w, mask);
     *generation = m->generation % 2;
     if (m->arrived == 0) m->votes[*generation] = 0;
     if (size > 0) memcpy(m->slots[*generation][lane], value, size);
@@ -304,13 +316,9 @@ meeting *meet(unsigned mask, const void *value, size_t size, simt_combine *combi
         if (combine) combine(m->slots[*generation][0], m->results[*generation][0]);
         m->arrived = 0;
         m->generation++;
-        for (unsigned t = first; t < first + width; t++) {
-            thread *other = run.threads[t].get();
-            if (other->state == IN_WARP && other->waits == m) other->state = RUNNABLE;
-        }
+        w.runnable |= mask;
     } else {
-        run.running->state = IN_WARP;
-        run.running->waits = m;
+        w.runnable &= ~(1u << lane);
         yield();
     }
     return m;
