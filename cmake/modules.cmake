@@ -45,5 +45,6 @@ target_link_libraries(squint_all INTERFACE ${modules})
 if(EXISTS ${CMAKE_SOURCE_DIR}/src/main.c AND TARGET squint_commands)
   add_executable(squint src/main.c)
   target_link_libraries(squint PRIVATE ${modules} squint_cuda)
-  target_compile_definitions(squint PRIVATE $<$<BOOL:${CMAKE_CUDA_COMPILER}>:SQUINT_WITH_CUDA=1>)
+  target_compile_definitions(squint PRIVATE $<$<BOOL:${CMAKE_CUDA_COMPILER}>:SQUINT_WITH_CUDA=1>
+                             $<$<STREQUAL:${SQUINT_CUDA},draft>:SQUINT_CUDA_DRAFT=1>)
 endif()

@@ -18,6 +18,12 @@ static void print_help(FILE *stream) {
     fprintf(stream, "\nexit codes: 0 done, 1 failed, 2 bad usage or config, 3 damaged input, 75 stopped early and resumable\n");
 }
 
+#ifdef SQUINT_CUDA_DRAFT
+static const char draft[] = ", a draft whose kernels are slow (cmake --preset release -DSQUINT_CUDA=auto)";
+#else
+static const char draft[] = "";
+#endif
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         print_help(stderr);
@@ -28,7 +34,7 @@ int main(int argc, char **argv) {
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        printf("squint %s, %s CUDA\n", SQUINT_VERSION, SQUINT_WITH_CUDA ? "with" : "without"); /* launch/local reads this */
+        printf("squint %s, %s CUDA%s\n", SQUINT_VERSION, SQUINT_WITH_CUDA ? "with" : "without", draft); /* launch/local reads this */
         return 0;
     }
     for (int i = 0; command_table[i]; i++) {

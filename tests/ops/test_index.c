@@ -101,9 +101,10 @@ static void test_pytorch(void **state) {
     ops->close(ops);
 }
 
-static void agree(const char *table, const char *isa, double tolerance) {
+static void agree(const char *table, const char *isa, double tolerance, int hand) {
     const struct ops *ops = index_open(table, 2, isa);
     for (int n = 0; n < index_case_count; n++) {
+        if (!check_dealt(n, hand)) continue;
         const struct index_case *row = &index_cases[n];
         const char *what = isa ? isa : table;
         struct index_arrays expected, found;
@@ -120,20 +121,20 @@ static void agree(const char *table, const char *isa, double tolerance) {
 
 static void test_base(void **state) {
     (void)state;
-    agree("cpu", "base", 2e-5);
+    agree("cpu", "base", 2e-5, 0);
 }
 static void test_avx2(void **state) {
     (void)state;
-    agree("cpu", "avx2", 2e-5);
+    agree("cpu", "avx2", 2e-5, 1);
 }
 static void test_avx512(void **state) {
     (void)state;
-    agree("cpu", "avx512", 2e-5);
+    agree("cpu", "avx512", 2e-5, 2);
 }
 static void test_guarded(void **state) {
     (void)state;
-    agree("guard:cpu", NULL, 2e-5);
-    agree("guard:cpu-f64", NULL, 1e-12);
+    agree("guard:cpu", NULL, 2e-5, 1);
+    agree("guard:cpu-f64", NULL, 1e-12, 2);
 }
 
 static void expect_same(const struct index_case *row, const char *what, const struct index_arrays *a,

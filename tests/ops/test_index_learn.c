@@ -57,7 +57,7 @@ static void check_differences(const struct ops *ops, const struct index_case *ro
     for (int g = 0; g < GRADIENTS; g++) {
         const int input = g < INPUT_LEARNING ? g : g - INPUT_LEARNING + INPUT_R;
         const int64_t count = index_gradient_count(row, g);
-        for (int64_t i = 0; i < count; i += 1 + count / 300) {
+        for (int64_t i = 0; i < count; i += 1 + count / (check_dealt(1, 0) ? 300 : 100)) {
             const double before = x.inputs[input][i], found = x.gradients[g][i];
             x.inputs[input][i] = before + step;
             const double up = objective(ops, row, &x, g);

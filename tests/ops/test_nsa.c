@@ -81,9 +81,10 @@ static void test_pytorch(void **state) {
     ops->close(ops);
 }
 
-static void agree(const char *table, const char *isa, double tolerance) {
+static void agree(const char *table, const char *isa, double tolerance, int hand) {
     const struct ops *ops = open_table(table, 2, isa);
     for (int n = 0; n < nsa_case_count; n++) {
+        if (!check_dealt(n, hand)) continue;
         const struct nsa_case *row = &nsa_cases[n];
         struct nsa_arrays expected, found;
         run_oracle(row, &expected);
@@ -99,15 +100,15 @@ static void agree(const char *table, const char *isa, double tolerance) {
 
 static void test_tables(void **state) {
     (void)state;
-    agree("cpu", "base", 1e-4);
-    agree("cpu", "avx2", 1e-4);
-    agree("cpu", NULL, 1e-4);
+    agree("cpu", "base", 1e-4, 0);
+    agree("cpu", "avx2", 1e-4, 1);
+    agree("cpu", NULL, 1e-4, 2);
 }
 
 static void test_guarded(void **state) {
     (void)state;
-    agree("guard:cpu", NULL, 1e-4);
-    agree("guard:cpu-f64", NULL, 1e-12);
+    agree("guard:cpu", NULL, 1e-4, 1);
+    agree("guard:cpu-f64", NULL, 1e-12, 2);
 }
 
 static double loss(const struct ops *ops, const struct nsa_case *row, struct nsa_arrays *x) {

@@ -4,6 +4,9 @@
 
 /* Lane l, g = l/4, t = l%4, brought of a [16,16] the pairs of columns (g, 2t), (g+8, 2t), (g, 2t+8), (g+8, 2t+8) and of
  * b [16,8] the pairs of rows (2t, g), (2t+8, g); it gets of a·b (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1). */
+#if defined(__x86_64__)
+__attribute__((target_clones("default", "avx2"))) /* without fused multiply-add: the same bits */
+#endif
 void simt_combine_products(const char *slots, char *results) {
     float a[16][16], b[16][8], sums[16][8] = {};
     for (unsigned lane = 0; lane < 32; lane++) {
