@@ -46,5 +46,5 @@ if(EXISTS ${CMAKE_SOURCE_DIR}/src/main.c AND TARGET squint_commands)
   add_executable(squint src/main.c)
   target_link_libraries(squint PRIVATE ${modules} squint_cuda)
   target_compile_definitions(squint PRIVATE $<$<BOOL:${CMAKE_CUDA_COMPILER}>:SQUINT_WITH_CUDA=1>
-                             $<$<STREQUAL:${SQUINT_CUDA},draft>:SQUINT_CUDA_DRAFT=1>)
+                             $<$<AND:$<BOOL:${CMAKE_CUDA_COMPILER}>,$<STREQUAL:${SQUINT_CUDA},draft>>:SQUINT_CUDA_DRAFT=1>)
 endif()

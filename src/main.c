@@ -8,6 +8,11 @@
 #ifndef SQUINT_WITH_CUDA
 #define SQUINT_WITH_CUDA 0
 #endif
+#ifdef SQUINT_CUDA_DRAFT
+static const char draft[] = ", a draft whose kernels are slow (cmake --preset release -DSQUINT_CUDA=auto)";
+#else
+static const char draft[] = "";
+#endif
 
 static void print_help(FILE *stream) {
     fprintf(stream, "squint %s: distil a language model that attends to everything into one that attends to little\n\n"
@@ -17,12 +22,6 @@ static void print_help(FILE *stream) {
     }
     fprintf(stream, "\nexit codes: 0 done, 1 failed, 2 bad usage or config, 3 damaged input, 75 stopped early and resumable\n");
 }
-
-#ifdef SQUINT_CUDA_DRAFT
-static const char draft[] = ", a draft whose kernels are slow (cmake --preset release -DSQUINT_CUDA=auto)";
-#else
-static const char draft[] = "";
-#endif
 
 int main(int argc, char **argv) {
     if (argc < 2) {

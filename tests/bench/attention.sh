@@ -21,10 +21,10 @@ if [ "$device" = cuda ]; then
   batch=${BATCH:-4} most=${REPEATS:-20} precision=bf16 peer="--device cuda --precision bf16 --attention cudnn flash"
   case "$kinds" in *masks*) peer="$peer flex" ;; esac
 fi
-[ -x "$squint" ] || { echo "attention.sh: $squint is not there; build it, or set SQUINT"; exit 77; }
-"$python" -c 'import torch' 2>/dev/null || { echo "attention.sh: $python has no torch; see tests/oracles/requirements.txt"; exit 77; }
+[ -x "$squint" ] || { echo "attention.sh: $squint is not there; build it, or set SQUINT"; exit 2; }
+"$python" -c 'import torch' 2>/dev/null || { echo "skipped: $python has no torch; see tests/oracles/requirements.txt"; exit 77; }
 if [ "$device" = cuda ]; then
-  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "attention.sh: $python's torch finds no GPU"; exit 77; }
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "skipped: $python's torch finds no GPU"; exit 77; }
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

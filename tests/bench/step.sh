@@ -18,10 +18,10 @@ if [ "$device" = cuda ]; then
 else
   precision=${PRECISION:-fp32} shape="--batch ${BATCH:-2} --length ${LENGTH:-512} --steps ${STEPS:-3}" peer=
 fi
-[ -x "$squint" ] || { echo "step.sh: $squint is not there; build it, or set SQUINT"; exit 77; }
-"$python" -c 'import torch, transformers' 2>/dev/null || { echo "step.sh: $python has no torch and transformers; see tests/oracles/requirements.txt"; exit 77; }
+[ -x "$squint" ] || { echo "step.sh: $squint is not there; build it, or set SQUINT"; exit 2; }
+"$python" -c 'import torch, transformers' 2>/dev/null || { echo "skipped: $python has no torch and transformers; see tests/oracles/requirements.txt"; exit 77; }
 if [ "$device" = cuda ]; then
-  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "step.sh: $python's torch finds no GPU"; exit 77; }
+  "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "skipped: $python's torch finds no GPU"; exit 77; }
 fi
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

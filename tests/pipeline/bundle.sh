@@ -5,7 +5,7 @@
 set -uo pipefail
 source=${SQUINT_SOURCE:-$(cd "$(dirname "$0")/../.." && pwd)} build=${SQUINT_BUILD:-build/release}
 leave() { echo "skipped: $*"; exit 77; }
-[ -x "$build/squint" ] || leave "$build/squint is not there"
+[ -x "$build/squint" ] || { echo "$build/squint is not there"; exit 1; }
 if [[ $(ldd "$build/squint") == *libasan* ]]; then leave "a sanitizer build is not bundled"; fi
 for tool in ompi_info mpirun orted strip ldd getconf unshare chroot; do
     command -v $tool > /dev/null || leave "$tool is not here"

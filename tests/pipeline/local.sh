@@ -54,7 +54,7 @@ check "four GPUs, device cpu" expect 16 gpus cuda -- train r.yaml --device=cpu
 check "four GPUs, RANKS" expect 3 gpus cuda RANKS=3 -- train
 no_program() { ! SQUINT=$work/absent "$source/launch/local" train 2>message.txt && grep -q "absent is not there; run .*launch/setup" message.txt; }
 check "no program" no_program
-check "the program says what it was built with" grep -qE '^squint [0-9.]+, with(out)? CUDA(, a draft .*)?$' <("$squint" --version)
+check "the program says what it was built with" grep -qE '^squint [0-9.]+, with(out CUDA| CUDA(, a draft .*)?)$' <("$squint" --version)
 
 # --- signals ------------------------------------------------------------------------------------------------------------------------------
 cat >lm.yaml <<'Y'

@@ -95,16 +95,16 @@ static void switch_stacks(fiber *from, fiber *to) {
 #endif
 
 #ifdef FIBER_ASAN
-static const fiber *left;
+static const fiber *previous; /* whose stack was left last */
 static void leaving(const fiber *from, void **fake_stack, const fiber *to) {
-    left = from;
+    previous = from;
     __sanitizer_start_switch_fiber(fake_stack, to->stack, to->stack_bytes);
 }
 static void arrived(void *fake_stack) {
     const void *bottom;
     size_t bytes;
     __sanitizer_finish_switch_fiber(fake_stack, &bottom, &bytes);
-    if (left == &scheduler) { /* nobody else knows where that stack lies */
+    if (previous == &scheduler) { /* nobody else knows where that stack lies */
         scheduler.stack = static_cast<char *>(const_cast<void *>(bottom));
         scheduler.stack_bytes = bytes;
     }

@@ -1,23 +1,16 @@
 /* Three steps in a row that are not finite, on two ranks with a simulated GPU each, in bf16: training goes back to its
  * checkpoint and on with other samples, also where ZeRO has divided masters and moments among the ranks: its losses are
  * then those without ZeRO. Under mpirun. */
-#include "base/log.h"
 #include "io/metrics.h"
 #include "support/check.h"
+#include "train/tiny_ranks.h"
 #include "train/trainer.h"
 
-#include "train/tiny_shards.h"
-
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { VOCABULARY = 31, T = 8, BATCH = 4, STEPS = 10, KEPT = 4 /* the newest checkpoint's step before the faults */ };
+enum { T = 8, BATCH = 4, STEPS = 10, KEPT = 4 /* the newest checkpoint's step before the faults */ };
 
-static struct comm *comm;
-static int rank;
-static char folder[256];
 static struct ops *ops;
 static enum status (*real_sums)(const struct ops *, struct tensor, const struct param_part *, int64_t, struct tensor);
 static int64_t calls, first, last; /* of the gradients' norm, one a step; those between meet a NaN */
@@ -88,18 +81,7 @@ static void test_roll_back(void **state) {
 static int make_all(void **state) {
     const struct ops *table = NULL;
     (void)state;
-    CHECK_OK(comm_open(NULL, &comm));
-    rank = comm_rank(comm);
-    log_start(rank, true);
-    snprintf(folder, sizeof folder, "%s/squint-roll-back-%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
-             (int)getppid());
-    CHECK_OK(file_make_directory(folder));
-    if (rank == 0) {
-        char path[300];
-        snprintf(path, sizeof path, "%s/s.h5", folder);
-        tiny_shard(path, VOCABULARY, 7, 1, 400, NULL);
-    }
-    CHECK_OK(comm_barrier(comm));
+    tiny_ranks_open("roll-back");
     CHECK_OK(ops_open("cuda", &(struct ops_options){.threads = 1, .deterministic = true}, &table));
     ops = (struct ops *)(uintptr_t)table;
     real_sums = ops->sum_squares_parts;
@@ -110,9 +92,7 @@ static int make_all(void **state) {
 static int remove_all(void **state) {
     (void)state;
     ops->close(ops);
-    (void)comm_barrier(comm);
-    if (rank == 0) (void)file_remove_tree(folder);
-    return comm_close(&comm) == STATUS_OK ? 0 : -1;
+    return tiny_ranks_close();
 }
 
 int main(void) {

@@ -1,26 +1,21 @@
 /* A loss or gradient that is not finite on one rank only: every rank skips the step, says whose fault it was, and ends
  * with the same bits as the others; a failure on one rank ends all with its message. Under mpirun with 1, 2 and 3
  * ranks. */
-#include "base/log.h"
 #include "support/check.h"
 #include "train/run.h"
 
-#include "tiny_shards.h"
+#include "tiny_ranks.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { VOCABULARY = 31, T = 8, BATCH = 6, LAYERS = 3 };
+enum { T = 8, BATCH = 6, LAYERS = 3 };
 enum deed { DEED_NONE = 0, DEED_GRADIENT, DEED_LOSS, DEED_ATTENTION, DEED_BACKWARD, DEED_FAIL, DEED_FAIL_HALFWAY };
 
-static struct comm *comm;
 static int rank, size;
 static const struct ops *real_ops;
 static struct ops ops;
 static enum deed deed; /* on the last rank */
-static char folder[256];
 
 static enum status spoiled_loss(const struct ops *table, const struct loss_rows *arguments) {
     enum deed now = rank == size - 1 ? deed : DEED_NONE;
@@ -150,19 +145,9 @@ static void test_missing_shard(void **state) {
 
 static int make_all(void **state) {
     (void)state;
-    CHECK_OK(comm_open(NULL, &comm));
+    tiny_ranks_open("bad-rank");
     rank = comm_rank(comm);
     size = comm_size(comm);
-    log_start(rank, true);
-    snprintf(folder, sizeof folder, "%s/squint-bad-rank-%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
-             (int)getppid());
-    CHECK_OK(file_make_directory(folder));
-    if (rank == 0) {
-        char path[300];
-        snprintf(path, sizeof path, "%s/s.h5", folder);
-        tiny_shard(path, VOCABULARY, 7, 1, 400, NULL);
-    }
-    CHECK_OK(comm_barrier(comm));
     CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &real_ops));
     ops = *real_ops;
     ops.loss_rows = spoiled_loss;
@@ -174,9 +159,7 @@ static int make_all(void **state) {
 static int remove_all(void **state) {
     (void)state;
     real_ops->close(real_ops);
-    (void)comm_barrier(comm);
-    if (rank == 0) (void)file_remove_tree(folder);
-    return comm_close(&comm) == STATUS_OK ? 0 : -1;
+    return tiny_ranks_close();
 }
 
 int main(void) {

@@ -1,19 +1,14 @@
 /* The stages' plans as a checkpoint keeps them: written and adopted again by every rank, whose parts of a batch may
  * have two sizes. Under mpirun with 1, 2 and 3 ranks. */
-#include "base/file.h"
-#include "base/log.h"
 #include "support/check.h"
 #include "train/saving.h"
 
-#include "tiny_shards.h"
+#include "tiny_ranks.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-static struct comm *comm;
 static const struct ops *ops;
-static char folder[256];
 
 static void open_run(struct config *config, struct run *run) {
     char recipe[1024];
@@ -95,16 +90,7 @@ static void test_adopt(void **state) {
 
 static int make_all(void **state) {
     (void)state;
-    CHECK_OK(comm_open(NULL, &comm));
-    log_start(comm_rank(comm), true);
-    snprintf(folder, sizeof folder, "%s/squint-plan-%d", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp", (int)getppid());
-    CHECK_OK(file_make_directory(folder));
-    if (comm_rank(comm) == 0) {
-        char path[300];
-        snprintf(path, sizeof path, "%s/s.h5", folder);
-        tiny_shard(path, 31, 7, 1, 400, NULL);
-    }
-    CHECK_OK(comm_barrier(comm));
+    tiny_ranks_open("plan");
     CHECK_OK(ops_open("cpu", &(struct ops_options){.threads = 1}, &ops));
     return 0;
 }
@@ -112,9 +98,7 @@ static int make_all(void **state) {
 static int remove_all(void **state) {
     (void)state;
     ops->close(ops);
-    (void)comm_barrier(comm);
-    if (comm_rank(comm) == 0) (void)file_remove_tree(folder);
-    return comm_close(&comm) == STATUS_OK ? 0 : -1;
+    return tiny_ranks_close();
 }
 
 int main(void) {
